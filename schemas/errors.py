@@ -1,0 +1,198 @@
+"""Every error Tickertape raises or records: one root, stable codes, a way out.
+
+    TapeError                     root: code, hint, place, failure class
+    ├── InvalidError              the input is wrong; never retried        TAPE-1xxx
+    ├── NotFoundError             what was named does not exist            TAPE-2xxx
+    ├── ConflictError             somebody else was first, or state differs TAPE-3xxx
+    ├── AuthError                 credentials refused or missing           TAPE-4xxx
+    ├── UnavailableError          a dependency does not answer             TAPE-5xxx
+    ├── JobError                  a job's own failure while running        TAPE-6xxx
+    ├── TimeoutExceeded           a deadline passed                        TAPE-7xxx
+    └── SetupError                this machine lacks something             TAPE-8xxx
+
+Codes are listed in `CODES`, each with its meaning, failure class and way out; raising an unlisted code is a
+programming error and fails at once. Foreign exceptions are mapped to these at the edge that met them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, ClassVar
+
+
+class FailureClass(StrEnum):
+    """What a failure means for the next attempt (DESIGN §3)."""
+
+    INVALID = "invalid"
+    PERMANENT = "permanent"
+    TRANSIENT = "transient"
+    RESOURCE = "resource"
+    DEPENDENCY = "dependency"
+    CRASHED = "crashed"
+    TIMEOUT = "timeout"
+
+
+class Severity(StrEnum):
+    """How loud a failure is for the people who operate the queue."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+    CRITICAL = "critical"
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """One stable error code: what it means, how it is classed, and the way out."""
+
+    meaning: str
+    failure: FailureClass
+    hint: str
+    severity: Severity = Severity.ERROR
+
+
+_I, _P, _T = FailureClass.INVALID, FailureClass.PERMANENT, FailureClass.TRANSIENT
+_R, _D, _C, _TO = FailureClass.RESOURCE, FailureClass.DEPENDENCY, FailureClass.CRASHED, FailureClass.TIMEOUT
+_CRIT, _WARN = Severity.CRITICAL, Severity.WARNING
+
+CODES: dict[str, Code] = {
+    "TAPE-1001": Code("the value is not JSON", _I, "send one UTF-8 JSON object as the record's value"),
+    "TAPE-1002": Code("a field is missing, unknown or of the wrong type", _I, "mend the named field; see docs/schemas"),
+    "TAPE-1003": Code("the kind is not known here", _I, "use a registered kind, or install the package that adds it"),
+    "TAPE-1004": Code("the CloudEvents envelope is incomplete", _I, "send ce_id, ce_type and ce_source headers"),
+    "TAPE-1005": Code("the schema version is not supported", _I, "publish a supported version of ce_type"),
+    "TAPE-1006": Code("the message is larger than the topic takes", _I, "put the data in the store and send its URI"),
+    "TAPE-1007": Code("a setting is wrong", _I, "mend the named setting or environment variable"),
+    "TAPE-1008": Code("the data file has a bad line", _I, "mend the named line and submit again"),
+    "TAPE-1009": Code("the file is not a safe model directory", _I, "use a Hugging Face directory with safetensors"),
+    "TAPE-1010": Code("a command-line argument is wrong", _I, "see the command's --help"),
+    "TAPE-1011": Code("the schema change would break old messages", _I, "keep the field, or give it a default"),
+    "TAPE-2001": Code("the object is not in the store", _P, "check the URI; `tape result JOB` lists a job's artifacts"),
+    "TAPE-2002": Code("no such job in the events looked at", _P, "check the id, or widen --since"),
+    "TAPE-2003": Code("the file does not exist", _I, "check the path"),
+    "TAPE-2004": Code("the topic does not exist", _D, "run `tape topics apply`", _CRIT),
+    "TAPE-3001": Code("the object exists already", _P, "it is created once; read it instead", _WARN),
+    "TAPE-3002": Code("the object changed meanwhile", _T, "read it again and retry", _WARN),
+    "TAPE-3003": Code("the port is in use", _I, "stop what listens there, or choose another port"),
+    "TAPE-3004": Code("the lease was lost", _T, "another worker has the job; nothing to do", _WARN),
+    "TAPE-3005": Code(
+        "the idempotency key was used for another request", _I, "use a new key, or send the same request"
+    ),
+    "TAPE-4001": Code("the broker refused the credentials", _D, "check TAPE_KAFKA_USERNAME, _PASSWORD and _CA", _CRIT),
+    "TAPE-4002": Code("the store refused the credentials", _D, "check TAPE_STORE_ACCESS_KEY and _SECRET_KEY", _CRIT),
+    "TAPE-4003": Code("the operation is not allowed", _P, "ask for the missing permission", _CRIT),
+    "TAPE-5001": Code("the broker does not answer", _D, "check TAPE_KAFKA_URL, or run `tape up`", _CRIT),
+    "TAPE-5002": Code("the store does not answer", _D, "check TAPE_STORE_URL, or run `tape up`", _CRIT),
+    "TAPE-5003": Code("the publish was not confirmed", _T, "retry; the publisher is idempotent", _CRIT),
+    "TAPE-5004": Code("the publisher's buffer is full", _T, "slow down, or wait for earlier futures"),
+    "TAPE-5005": Code("the broker's share groups are off or too old", _D, "use Apache Kafka 4.2 or newer", _CRIT),
+    "TAPE-6001": Code("the job failed", _T, "read the error text in the outcome"),
+    "TAPE-6002": Code("the job's process died", _C, "read the last log lines; a suspect is re-run alone"),
+    "TAPE-6003": Code("out of memory", _R, "use a smaller batch, or a bigger machine"),
+    "TAPE-6004": Code("the handler returned no outcome", _P, "return an Outcome from the handler"),
+    "TAPE-6005": Code("the job was cancelled", _P, "submit it again if that was a mistake", Severity.INFO),
+    "TAPE-6006": Code("the job expired before it ran", _P, "raise `expires_at`, or add workers", _WARN),
+    "TAPE-6007": Code("the data's hash does not match", _P, "the object is corrupt; restore or rebuild it", _CRIT),
+    "TAPE-6008": Code("too many deliveries", _C, "look at why its workers die, then redrive it"),
+    "TAPE-6009": Code("the training diverged", _P, "lower the learning rate"),
+    "TAPE-7001": Code("the job ran longer than timeout_s", _TO, "raise timeout_s, or make the job smaller"),
+    "TAPE-7002": Code("waiting took longer than asked", _TO, "wait longer; the job goes on"),
+    "TAPE-8001": Code(
+        "no JDK 17 or newer was found", _I, "install one, e.g. `apt-get install openjdk-17-jdk-headless`"
+    ),
+    "TAPE-8002": Code("Maven was not found", _I, "install it, e.g. `apt-get install maven`"),
+    "TAPE-8003": Code("a Python package is missing", _I, "install the extra the message names"),
+    "TAPE-8004": Code("the native service did not start", _D, "read its log: `tape broker logs`", _CRIT),
+    "TAPE-8005": Code(
+        "no MinIO binary was found", _I, "run `tape store build`, or `tape store start --engine seaweedfs`"
+    ),
+}
+
+
+class TapeError(Exception):
+    """Root of every error here: a stable code, one sentence, the place and the way out.
+
+    `place` says where: keys such as `file`, `line`, `field`, `topic`, `offset`. `str(error)` is one line that holds all.
+    """
+
+    default: ClassVar[str] = "TAPE-6001"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        hint: str | None = None,
+        failure: FailureClass | None = None,
+        **place: Any,
+    ) -> None:
+        self.code = code or self.default
+        entry = CODES[self.code]
+        self.message = message
+        self.hint = hint or entry.hint
+        self.failure = failure or entry.failure
+        self.severity = entry.severity
+        self.place = {key: value for key, value in place.items() if value is not None}
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        where = " ".join(f"{key}={value}" for key, value in self.place.items())
+        return f"{self.code} {self.message}" + (f" [{where}]" if where else "") + f"; {self.hint}"
+
+    def __reduce__(self) -> Any:
+        return (_rebuild, (type(self), self.message, self.code, self.hint, self.failure, self.place))
+
+
+def _rebuild(
+    kind: type[TapeError], message: str, code: str, hint: str, failure: FailureClass, place: dict[str, Any]
+) -> TapeError:
+    return kind(message, code=code, hint=hint, failure=failure, **place)
+
+
+class InvalidError(TapeError):
+    """The input is wrong and will be wrong again."""
+
+    default = "TAPE-1002"
+
+
+class NotFoundError(TapeError):
+    """What was named does not exist."""
+
+    default = "TAPE-2001"
+
+
+class ConflictError(TapeError):
+    """Somebody else was first, or the state is not what the caller thought."""
+
+    default = "TAPE-3001"
+
+
+class AuthError(TapeError):
+    """Credentials were refused, or do not allow this."""
+
+    default = "TAPE-4003"
+
+
+class UnavailableError(TapeError):
+    """A dependency (broker, store, endpoint) does not answer."""
+
+    default = "TAPE-5001"
+
+
+class JobError(TapeError):
+    """A job failed while it ran."""
+
+    default = "TAPE-6001"
+
+
+class TimeoutExceeded(TapeError):  # noqa: N818 - `TimeoutError` is taken by the standard library
+    """A deadline passed."""
+
+    default = "TAPE-7001"
+
+
+class SetupError(TapeError):
+    """This machine lacks something that is needed to start."""
+
+    default = "TAPE-8001"
