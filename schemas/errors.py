@@ -111,9 +111,9 @@ CODES: dict[str, Code] = {
 
 
 class TapeError(Exception):
-    """Root of every error here: a stable code, one sentence, the place and the way out.
+    """Root of every error here: a stable code, one sentence, the place, the way out.
 
-    `place` says where: keys such as `file`, `line`, `field`, `topic`, `offset`. `str(error)` is one line that holds all.
+    `place` says where: keys such as `file`, `line`, `field`, `topic`, `offset`. `str(error)` holds all in one line.
     """
 
     default: ClassVar[str] = "TAPE-6001"
