@@ -1,0 +1,112 @@
+"""Events: every transition and every progress report of a job, and the state machine they move through."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import AwareDatetime, Field
+
+from schemas.model import Open
+from schemas.outcome import Failure, Outcome, Status
+
+
+class State(StrEnum):
+    """Where a job is (DESIGN §3)."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    RETRYING = "retrying"
+    POSTPONED = "postponed"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    DEAD = "dead"
+
+
+FINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED, State.DEAD})
+"""A job that reached one of these stays there; only a redrive makes a new life of a dead one."""
+
+_ENDS = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED, State.DEAD})
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.QUEUED: frozenset({State.RUNNING, State.POSTPONED, State.RETRYING}) | _ENDS,
+    State.RUNNING: frozenset({State.RUNNING, State.RETRYING, State.POSTPONED}) | _ENDS,
+    State.RETRYING: frozenset({State.RUNNING, State.RETRYING, State.POSTPONED}) | _ENDS,
+    State.POSTPONED: frozenset({State.RUNNING, State.POSTPONED, State.RETRYING}) | _ENDS,
+    State.SUCCEEDED: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELLED: frozenset(),
+    State.EXPIRED: frozenset(),
+    State.DEAD: frozenset({State.QUEUED}),
+}
+"""What may follow what. `running → running` is another worker that took over a lost lease. Light jobs go from `queued`
+straight to their end: their one event tells when they started. `dead → queued` is a redrive."""
+
+
+class EventType(StrEnum):
+    """What an event tells: a transition into a state, or progress within `running`."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PROGRESS = "progress"
+    RETRYING = "retrying"
+    POSTPONED = "postponed"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    DEAD = "dead"
+
+
+STATE_OF: dict[EventType, State | None] = {
+    EventType.QUEUED: State.QUEUED,
+    EventType.RUNNING: State.RUNNING,
+    EventType.PROGRESS: None,
+    EventType.RETRYING: State.RETRYING,
+    EventType.POSTPONED: State.POSTPONED,
+    EventType.SUCCEEDED: State.SUCCEEDED,
+    EventType.FAILED: State.FAILED,
+    EventType.CANCELLED: State.CANCELLED,
+    EventType.EXPIRED: State.EXPIRED,
+    EventType.DEAD: State.DEAD,
+}
+
+EVENT_OF: dict[Status, EventType] = {
+    Status.SUCCEEDED: EventType.SUCCEEDED,
+    Status.FAILED: EventType.FAILED,
+    Status.CANCELLED: EventType.CANCELLED,
+    Status.EXPIRED: EventType.EXPIRED,
+    Status.DEAD: EventType.DEAD,
+}
+
+
+class Event(Open):
+    """The value of a record on the events topic."""
+
+    schema_version: int = 1
+    id: str = Field(description="equal for repeats of one outcome, so readers can drop them")
+    type: EventType
+    job: str
+    kind: str
+    lane: str = "bulk"
+    tenant: str = "default"
+    time: AwareDatetime
+    attempt: int = Field(default=0, ge=0, description="0 before the first attempt")
+    worker: str | None = None
+    started_at: AwareDatetime | None = None
+    progress: dict[str, Any] | None = None
+    failure: Failure | None = None
+    outcome: Outcome | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+
+
+def follow(state: State | None, event: Event) -> State:
+    """Return the state after `event`: what `TRANSITIONS` allows, else unchanged (a late or repeated event)."""
+    target = STATE_OF[event.type]
+    if target is None:
+        return state or State.RUNNING
+    if state is None or target in TRANSITIONS[state]:
+        return target
+    return state

@@ -1,0 +1,31 @@
+"""Job and event identities: deterministic where a repeat must be recognised, time-ordered otherwise."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+
+JOBS = uuid.UUID("5a0c6f5e-6f0b-5d0e-9a63-9d1f6f1c9a10")
+"""Namespace of job ids that come from an idempotency key, and of ids that come from a CloudEvents source and id."""
+
+
+def uuid7() -> str:
+    """Return a new UUIDv7 (RFC 9562 §5.7): 48 bits of milliseconds, then 74 random bits."""
+    milliseconds = time.time_ns() // 1_000_000
+    random = int.from_bytes(os.urandom(10), "big")
+    value = (milliseconds & ((1 << 48) - 1)) << 80 | random
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def job_id(tenant: str, key: str | None) -> str:
+    """Return the id of a new job: UUIDv5 of tenant and idempotency key, or a UUIDv7 without a key (DESIGN §4)."""
+    return uuid7() if key is None else str(uuid.uuid5(JOBS, f"{tenant}\n{key}"))
+
+
+def derived_id(*parts: str) -> str:
+    """Return the one id that these parts always give, so that readers can drop a repeat."""
+    return str(uuid.uuid5(JOBS, "\n".join(parts)))

@@ -1,0 +1,157 @@
+"""Requests: the job's envelope, and the parameters of the four kinds that ship with Tickertape."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AwareDatetime, Field, model_validator
+
+from schemas.model import Name, Open, Strict
+
+
+class Lane(StrEnum):
+    """How urgent a job is: `interactive` is taken first, `bulk` is never starved."""
+
+    INTERACTIVE = "interactive"
+    BULK = "bulk"
+
+
+class Job(Open):
+    """The value of a request record: the kind's parameters and how to treat the job.
+
+    The job's id is the `ce_subject` header (else the record's key, else derived from `ce_source` and `ce_id`); its kind
+    and lane are the topic's. Unknown fields are ignored here, so that old workers read what new clients write.
+    """
+
+    params: dict[str, Any] = Field(description="the parameters of the job's kind")
+    tenant: str = Field(default="default", min_length=1, max_length=128)
+    key: str | None = Field(default=None, max_length=512, description="idempotency key: the same key is the same job")
+    timeout_s: float | None = Field(default=None, gt=0, description="seconds one attempt may run")
+    expires_at: AwareDatetime | None = Field(default=None, description="not started after this moment")
+    max_attempts: int | None = Field(default=None, ge=1, le=100)
+    labels: dict[str, str] = Field(default_factory=dict, max_length=32)
+
+
+Ref = Annotated[str, Field(min_length=1, max_length=2048)]
+"""Where something is: `blob:NAME` or `artifact:NAME` in the store, `builtin:NAME`, or `file:PATH` on the worker."""
+
+
+class Lora(Strict):
+    """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: int = Field(default=8, ge=1, le=512)
+    alpha: float = Field(default=16, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: list[str] | None = Field(default=None, description="module names; default: by architecture")
+
+
+class Training(Strict):
+    """Fine-tune a causal language model on rows of text; the outcome's artifact is an adapter or a model."""
+
+    base: Ref
+    data: Ref
+    validation: Ref | None = None
+    recipe: Name | None = Field(default=None, description="how foreign rows become prompts, e.g. `finqa`")
+    method: Literal["lora", "full"] = "lora"
+    lora: Lora = Lora()
+    steps: int | None = Field(default=None, ge=1, description="optimizer steps; wins over epochs")
+    epochs: float = Field(default=1.0, gt=0)
+    batch_size: int = Field(default=8, ge=1)
+    accumulation: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps")
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_length: int = Field(default=256, ge=8, description="tokens of one example")
+    seed: int = 0
+    threads: int | None = Field(default=None, ge=1)
+    limit: int | None = Field(default=None, ge=1, description="rows used at most")
+
+
+class Evaluation(Strict):
+    """Measure a model, or an adapter beside its base, on held-out rows."""
+
+    model: Ref
+    adapter: Ref | None = None
+    baseline: bool = Field(default=True, description="with an adapter: measure the base on the same rows too")
+    data: Ref
+    recipe: Name | None = None
+    metrics: list[Literal["perplexity", "exact_match", "accuracy"]] = Field(
+        default=["perplexity", "exact_match"], min_length=1
+    )
+    labels: list[str] | None = Field(default=None, min_length=2, description="closed set of answers, for `accuracy`")
+    limit: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    max_new_tokens: int = Field(default=16, ge=1)
+    max_length: int = Field(default=512, ge=8)
+    threads: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _needs_labels(self) -> Self:
+        if "accuracy" in self.metrics and not self.labels:
+            raise ValueError("the metric `accuracy` needs `labels`, the closed set of answers")
+        return self
+
+
+class Message(Strict):
+    """One turn of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Inference(Strict):
+    """Generate text for one prompt, one chat, or every row of a JSONL file."""
+
+    model: Ref
+    adapter: Ref | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = Field(default=None, min_length=1)
+    data: Ref | None = None
+    recipe: Name | None = None
+    max_new_tokens: int = Field(default=32, ge=1, le=32_768)
+    temperature: float = Field(default=0.0, ge=0, le=5)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int = 0
+    stop: list[str] = Field(default_factory=list, max_length=16)
+    batch_size: int = Field(default=16, ge=1)
+    limit: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Self:
+        given = [name for name in ("prompt", "messages", "data") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of prompt, messages and data; got {' and '.join(given) or 'none'}")
+        return self
+
+
+class Indexing(Strict):
+    """Chunk and embed documents into a searchable index version."""
+
+    documents: list[Ref] = Field(min_length=1)
+    encoder: Ref
+    index: Name
+    chunk_tokens: int = Field(default=256, ge=16)
+    overlap_tokens: int = Field(default=32, ge=0)
+
+    @model_validator(mode="after")
+    def _overlap_is_smaller(self) -> Self:
+        if self.overlap_tokens >= self.chunk_tokens:
+            raise ValueError("overlap_tokens must be smaller than chunk_tokens")
+        return self
+
+
+PARAMS: dict[str, type[Strict]] = {
+    "training": Training,
+    "evaluation": Evaluation,
+    "inference": Inference,
+    "indexing": Indexing,
+}
+"""The kinds that ship with Tickertape. The set is open: `workers.kinds` adds those of installed packages."""
+
+
+def kind_of(params: Strict) -> str:
+    """Return the kind whose parameters these are. Raises `KeyError` for a model that is none of `PARAMS`."""
+    return {model: kind for kind, model in PARAMS.items()}[type(params)]

@@ -1,0 +1,104 @@
+"""How a job ends: what a handler may return, the failure it may carry, and the one outcome that is kept."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, Field
+
+from schemas.artifact import Artifact
+from schemas.errors import FailureClass, TapeError
+from schemas.model import Open
+
+TEXT_LIMIT = 4_000
+"""Characters of an error text that are kept; the rest is in the worker's log."""
+
+
+class Failure(Open):
+    """Why an attempt failed, as data: class, stable code, text, place and the way out."""
+
+    failure: FailureClass
+    code: str = Field(pattern=r"^TAPE-\d{4}$")
+    message: str
+    hint: str = ""
+    place: dict[str, Any] = Field(default_factory=dict)
+    detail: str | None = Field(default=None, description="the end of the traceback or of the last log lines")
+
+    @classmethod
+    def of(cls, error: TapeError, detail: str | None = None) -> Failure:
+        """Return the failure that tells of `error`, its texts bounded by `TEXT_LIMIT`."""
+        return cls(
+            failure=error.failure,
+            code=error.code,
+            message=error.message[:TEXT_LIMIT],
+            hint=error.hint,
+            place={key: value if isinstance(value, int | float) else str(value) for key, value in error.place.items()},
+            detail=detail[-TEXT_LIMIT:] if detail else None,
+        )
+
+
+class Usage(Open):
+    """What an attempt cost."""
+
+    seconds: float = Field(default=0.0, ge=0, description="wall time of the attempt")
+    prompt_tokens: int = Field(default=0, ge=0)
+    completion_tokens: int = Field(default=0, ge=0)
+    training_tokens: int = Field(default=0, ge=0)
+    peak_memory_bytes: int = Field(default=0, ge=0)
+
+
+class Succeeded(Open):
+    """A handler's word: the work is done, here is what came of it."""
+
+    verdict: Literal["succeeded"] = "succeeded"
+    result: dict[str, Any] = Field(default_factory=dict, description="small; large results are artifacts")
+    artifacts: list[Artifact] = Field(default_factory=list)
+    usage: Usage = Usage()
+
+
+class Failed(Open):
+    """A handler's word, or ours for it: the attempt failed; `workers.retry` decides what follows."""
+
+    verdict: Literal["failed"] = "failed"
+    failure: Failure
+    usage: Usage = Usage()
+
+
+class Cancelled(Open):
+    """The work was stopped because somebody asked for it."""
+
+    verdict: Literal["cancelled"] = "cancelled"
+    reason: str = "cancelled on request"
+    usage: Usage = Usage()
+
+
+Verdict = Annotated[Succeeded | Failed | Cancelled, Field(discriminator="verdict")]
+"""The closed set of what a handler may return; anything else is a failure (TAPE-6004)."""
+
+
+class Status(StrEnum):
+    """How a job ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    DEAD = "dead"
+
+
+class Outcome(Open):
+    """The one final result of a job: `runs/JOB/outcome.json`, created once, and the body of its last event."""
+
+    schema_version: int = 1
+    job: str
+    kind: str
+    tenant: str = "default"
+    status: Status
+    attempt: int = Field(ge=0)
+    worker: str
+    finished_at: AwareDatetime
+    result: dict[str, Any] = Field(default_factory=dict)
+    artifacts: list[Artifact] = Field(default_factory=list)
+    failure: Failure | None = None
+    usage: Usage = Usage()

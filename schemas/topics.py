@@ -1,0 +1,96 @@
+"""Topics and groups: names, partitions, retention, compaction (DESIGN §2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from schemas.errors import InvalidError
+from schemas.job import PARAMS, Lane
+
+WEEK_MS = 7 * 24 * 3600 * 1000
+MESSAGE_LIMIT = 1_048_576
+"""Bytes of the largest record a job topic takes; larger inputs go through the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One topic as it should be."""
+
+    name: str
+    partitions: int
+    configs: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One share group as it should be: its name, its topics and its configuration."""
+
+    name: str
+    topics: tuple[str, ...]
+    configs: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names of all topics and groups under one prefix."""
+
+    prefix: str = "tape."
+
+    def jobs(self, kind: str, lane: str) -> str:
+        """Return the topic that holds the requests of a kind and lane."""
+        return f"{self.prefix}jobs.{kind}.{lane}"
+
+    def dead(self, kind: str) -> str:
+        """Return the topic of a kind's dead letters."""
+        return f"{self.prefix}dead.{kind}"
+
+    def group(self, kind: str) -> str:
+        """Return the share group that takes a kind's jobs."""
+        return f"{self.prefix}{kind}"
+
+    @property
+    def events(self) -> str:
+        """The topic of every lifecycle and progress event."""
+        return f"{self.prefix}events"
+
+    @property
+    def control(self) -> str:
+        """The compacted topic of cancellations."""
+        return f"{self.prefix}control"
+
+    def parse_jobs(self, topic: str) -> tuple[str, str]:
+        """Return kind and lane of a job topic. Raises `InvalidError` (TAPE-2004) for any other topic."""
+        head = f"{self.prefix}jobs."
+        kind, dot, lane = topic.removeprefix(head).rpartition(".")
+        if not (topic.startswith(head) and dot and kind and lane in set(Lane)):
+            raise InvalidError("not a job topic", code="TAPE-2004", topic=topic)
+        return kind, lane
+
+
+def topics(names: Names, kinds: tuple[str, ...] = tuple(PARAMS), partitions: int = 8) -> list[Topic]:
+    """Return every topic that the kinds need.
+
+    Job topics are kept until the housekeeper deletes what every group finished, never by age: retention would delete
+    what was not done yet.
+    """
+    forever = {"retention.ms": "-1", "max.message.bytes": str(MESSAGE_LIMIT), "segment.bytes": str(64 << 20)}
+    wanted = [Topic(names.jobs(kind, lane), partitions, forever) for kind in kinds for lane in Lane]
+    wanted += [
+        Topic(names.dead(kind), max(1, partitions // 4), {"retention.ms": "-1", "max.message.bytes": str(2 << 20)})
+        for kind in kinds
+    ]
+    wanted.append(Topic(names.events, partitions, {"retention.ms": str(WEEK_MS)}))
+    wanted.append(Topic(names.control, 1, {"cleanup.policy": "compact"}))
+    return wanted
+
+
+def groups(names: Names, kinds: tuple[str, ...] = tuple(PARAMS), lock_ms: int = 30_000) -> list[Group]:
+    """Return every share group that the kinds need, with its configuration (KIP-932, KIP-1222)."""
+    configs = {
+        "share.auto.offset.reset": "earliest",
+        "share.isolation.level": "read_committed",
+        "share.record.lock.duration.ms": str(lock_ms),
+        "share.delivery.count.limit": "10",
+        "share.renew.acknowledge.enable": "true",
+    }
+    return [Group(names.group(kind), tuple(names.jobs(kind, lane) for lane in Lane), configs) for kind in kinds]
