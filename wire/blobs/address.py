@@ -7,6 +7,7 @@ s3+https://host/bucket/prefix    a bucket, objects under a prefix
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -14,6 +15,8 @@ from schemas.errors import AuthError, InvalidError
 from wire.blobs.port import Blobs, check_name
 from wire.blobs.traced import Traced
 from wire.settings import Settings
+
+BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 def open_store(settings: Settings, *, create_bucket: bool = True) -> Blobs:
@@ -59,8 +62,11 @@ def _parse(url: str) -> tuple[str, str, str, bool]:
         raise _bad_address(
             "the address holds credentials", hint="set TAPE_STORE_ACCESS_KEY and TAPE_STORE_SECRET_KEY instead"
         )
-    if not bucket:
-        raise _bad_address(f"{_shown(url)} names no bucket")
+    if not BUCKET.fullmatch(bucket):
+        raise _bad_address(
+            f"{_shown(url)} names no bucket",
+            hint="a bucket's name is 3 to 63 lowercase letters, digits, dots or hyphens",
+        )
     if prefix:
         check_name(prefix)
     return parts.netloc, bucket, f"{prefix}/" if prefix else "", parts.scheme == "s3+https"

@@ -96,7 +96,11 @@ class S3(Blobs):
             endpoint, access_key=access, secret_key=secret, secure=secure, region=region, http_client=Transport()
         )
         store = cls(client, bucket, prefix=prefix, endpoint=endpoint)
-        store._prepare(create_bucket)
+        try:
+            store._prepare(create_bucket)
+        except AuthError as error:
+            # Whatever the store calls it, at the door it means the credentials.
+            raise AuthError(error.message, code="TAPE-4002", **error.place) from error
         return store
 
     def put(
