@@ -1,0 +1,361 @@
+"""Fine-tune a model directory on rows: full, or LoRA; one recipe from parameters to files.
+
+    train(TrainParams(steps=60), base=Path("model"), rows=rows, out=Path("adapter"))
+
+What is left in `out`: safetensors, tokenizer, `metrics.jsonl`, `train.json`, and `manifest.json` last. No pickle, no
+optimizer, nothing reported to anybody.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.errors import InvalidError, JobError
+from workers.llm import model as models
+from workers.llm.data import IGNORED, Encoded, Row, encode
+from workers.llm.faults import classify
+
+Progress = Callable[[dict[str, Any]], None]
+METRICS, CONFIG = "metrics.jsonl", "train.json"
+
+
+class TrainParams(BaseModel):
+    """How to train: the method, how long, and how fast. `steps` counts optimizer steps and goes before `epochs`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Literal["lora", "full"] = "lora"
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float = Field(default=1.0, gt=0)
+    batch_size: int = Field(default=8, ge=1)
+    accumulation: int = Field(default=1, ge=1, description="batches whose gradients make one step")
+    lr: float = Field(default=1e-3, gt=0, lt=1)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+    max_length: int = Field(default=512, ge=8, description="tokens of prompt and completion together")
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = Field(default=(), description="layers that get LoRA; empty takes the architecture's own")
+    seed: int = Field(default=0, ge=0)
+    threads: int | None = Field(default=None, ge=1)
+    device: models.Device = "auto"
+    dtype: models.Precision = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a training came to; `loss` is the mean of the last tenth of the steps, in nats per learnt token."""
+
+    out: Path
+    steps: int
+    epochs: float
+    first_loss: float
+    loss: float
+    valid_loss: float | None
+    rows: int
+    cut: int
+    tokens: int
+    trainable: int
+    parameters: int
+    seconds: float
+    base: str
+    stopped: bool
+
+
+def train(
+    params: TrainParams,
+    *,
+    base: Path,
+    rows: Sequence[Row],
+    out: Path,
+    valid: Sequence[Row] = (),
+    progress: Progress | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> TrainResult:
+    """Train on `rows`, measure the loss on `valid` at the end, and write the adapter or model to `out`.
+
+    `progress` gets a dict a step: step, steps, epoch, loss, lr, grad_norm, tokens_per_s, eta_s. Once `should_stop`
+    says so, training ends after the step, `stopped` is set and `out` holds no weights.
+    Raises `InvalidError` for bad rows, base or targets, `JobError` TAPE-6009 on a loss that is not finite, TAPE-6003
+    where memory runs out.
+    """
+    if not rows:
+        raise InvalidError("there are no rows to train on", code="TAPE-1008", hint="give at least one row")
+    try:
+        return _train(params, base, rows, out, valid, progress or _silent, should_stop or _never)
+    except Exception as error:
+        known = classify(error)
+        if known is error:
+            raise
+        raise known from error
+
+
+def _train(
+    params: TrainParams,
+    base: Path,
+    rows: Sequence[Row],
+    out: Path,
+    valid: Sequence[Row],
+    progress: Progress,
+    should_stop: Callable[[], bool],
+) -> TrainResult:
+    began = time.monotonic()
+    origin = models.fingerprint(base)
+    model = models.load(base, device=params.device, dtype=params.dtype, threads=params.threads)
+    length = min(params.max_length, model.context)
+    encoded = [encode(row, model.tokenizer, length) for row in rows]
+    held = [encode(row, model.tokenizer, length) for row in valid]
+    module = _prepare(model, params)
+    trainable = sum(tensor.numel() for tensor in module.parameters() if tensor.requires_grad)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / METRICS).open("w", encoding="utf-8") as metrics:
+        watch = _Watch(metrics, progress, should_stop)
+        with tempfile.TemporaryDirectory(prefix="tape-train-") as scratch:
+            trainer = _trainer(module, model, params, (encoded, held), watch, Path(scratch))
+            trainer.train()
+            valid_loss = None
+            if held and not watch.stopped:
+                valid_loss = float(trainer.evaluate()["eval_loss"])
+                watch.write({"step": trainer.state.global_step, "valid_loss": valid_loss})
+    tail = watch.losses[-max(1, len(watch.losses) // 10) :]
+    result = TrainResult(
+        out=out,
+        steps=trainer.state.global_step,
+        epochs=round(float(trainer.state.epoch or 0), 4),
+        first_loss=watch.losses[0] if watch.losses else math.nan,
+        loss=sum(tail) / len(tail) if tail else math.nan,
+        valid_loss=valid_loss,
+        rows=len(encoded),
+        cut=sum(row.cut for row in encoded),
+        tokens=watch.tokens,
+        trainable=trainable,
+        parameters=sum(tensor.numel() for tensor in module.parameters()),
+        seconds=round(time.monotonic() - began, 2),
+        base=origin,
+        stopped=watch.stopped,
+    )
+    if not watch.stopped:
+        _save(module, model, params, result, origin)
+    return result
+
+
+def _prepare(model: models.Model, params: TrainParams) -> Any:
+    from transformers import set_seed
+
+    set_seed(params.seed)
+    model.module.config.use_cache = False
+    if params.method == "full":
+        return model.module
+    from peft import LoraConfig, get_peft_model
+
+    targets = list(params.targets) or _targets(model.module)
+    config = LoraConfig(
+        r=params.rank,
+        lora_alpha=params.alpha,
+        lora_dropout=params.dropout,
+        target_modules=targets,
+        fan_in_fan_out=model.module.config.model_type == "gpt2",
+        task_type="CAUSAL_LM",
+    )
+    try:
+        with models.muted():
+            return get_peft_model(model.module, config)
+    except ValueError as error:
+        raise InvalidError(
+            f"LoRA fits none of the layers: {error}",
+            code="TAPE-1002",
+            field="targets",
+            hint=f"layers here: {', '.join(_targets(model.module))}",
+        ) from error
+
+
+def _targets(module: Any) -> list[str]:
+    """Name the linear layers inside the blocks, whatever the architecture calls them; the output layer is left out."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    found = {
+        name.rsplit(".", 1)[-1]
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D) and layer is not module.get_output_embeddings()
+    }
+    return sorted(found)
+
+
+def _trainer(
+    module: Any,
+    model: models.Model,
+    params: TrainParams,
+    rows: tuple[list[Encoded], list[Encoded]],
+    watch: _Watch,
+    scratch: Path,
+) -> Any:
+    from transformers import Trainer, TrainingArguments
+    from transformers.trainer_callback import PrinterCallback
+
+    arguments = TrainingArguments(
+        output_dir=str(scratch),
+        max_steps=params.steps or -1,
+        num_train_epochs=params.epochs,
+        per_device_train_batch_size=params.batch_size,
+        per_device_eval_batch_size=params.batch_size,
+        gradient_accumulation_steps=params.accumulation,
+        learning_rate=params.lr,
+        lr_scheduler_type=params.schedule if params.schedule != "constant" else "constant_with_warmup",
+        warmup_steps=params.warmup,
+        weight_decay=params.weight_decay,
+        max_grad_norm=params.clip,
+        seed=params.seed,
+        data_seed=params.seed,
+        use_cpu=model.device == "cpu",
+        bf16=False,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=model.device != "cpu",
+        remove_unused_columns=False,
+        label_names=["labels"],
+    )
+    encoded, held = rows
+    trainer = Trainer(
+        model=module,
+        args=arguments,
+        train_dataset=encoded,
+        eval_dataset=held or None,
+        data_collator=_Collate(model.tokenizer.pad_token_id, watch),
+    )
+    # without a progress bar the Trainer prints every log to stdout, and an environment variable may add reporters
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_callback(watch))
+    return trainer
+
+
+class _Collate:
+    """Pads a batch on the right and counts the tokens that are not padding."""
+
+    def __init__(self, pad: int, watch: _Watch) -> None:
+        self.pad, self.watch = pad, watch
+
+    def __call__(self, rows: Sequence[Encoded]) -> dict[str, Any]:
+        import torch
+
+        widest = max(len(row.input_ids) for row in rows)
+        self.watch.tokens += sum(len(row.input_ids) for row in rows)
+
+        def padded(values: Sequence[list[int]], filler: int) -> Any:
+            return torch.tensor([[*value, *[filler] * (widest - len(value))] for value in values])
+
+        return {
+            "input_ids": padded([row.input_ids for row in rows], self.pad),
+            "attention_mask": padded([[1] * len(row.input_ids) for row in rows], 0),
+            "labels": padded([row.labels for row in rows], IGNORED),
+        }
+
+
+class _Watch:
+    """Follows one training: passes progress on, keeps the losses, and says when to stop."""
+
+    def __init__(self, metrics: Any, progress: Progress, should_stop: Callable[[], bool]) -> None:
+        self.metrics, self.progress, self.should_stop = metrics, progress, should_stop
+        self.losses: list[float] = []
+        self.tokens = 0
+        self.stopped = False
+        self.began = time.monotonic()
+
+    def write(self, record: dict[str, Any]) -> None:
+        self.metrics.write(json.dumps(record) + "\n")
+        self.metrics.flush()
+
+    def log(self, logs: dict[str, Any], step: int, steps: int) -> None:
+        loss = float(logs["loss"])
+        norm = float(logs.get("grad_norm", 0.0))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise JobError(
+                f"the loss is {loss} and the gradient's norm {norm}",
+                code="TAPE-6009",
+                hint="lower the learning rate, or raise the warm-up",
+                step=step,
+            )
+        self.losses.append(loss)
+        passed = time.monotonic() - self.began
+        record = {
+            "step": step,
+            "steps": steps,
+            "epoch": round(float(logs.get("epoch", 0.0)), 4),
+            "loss": round(loss, 6),
+            "lr": float(logs["learning_rate"]),
+            "grad_norm": round(norm, 6),
+            "tokens_per_s": round(self.tokens / passed, 1) if passed else 0.0,
+            "eta_s": round(passed / step * (steps - step), 1),
+        }
+        self.write({key: value for key, value in record.items() if key not in {"tokens_per_s", "eta_s"}})
+        self.progress(record)
+
+
+def _callback(watch: _Watch) -> Any:
+    from transformers import TrainerCallback
+
+    class Follow(TrainerCallback):  # type: ignore[misc]
+        """Hands the Trainer's own moments to the watch."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            watch.began = time.monotonic()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
+            if logs and "loss" in logs:
+                watch.log(logs, state.global_step, state.max_steps)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            if watch.should_stop():
+                watch.stopped = control.should_training_stop = True
+
+    return Follow()
+
+
+def _save(module: Any, model: models.Model, params: TrainParams, result: TrainResult, origin: str) -> None:
+    out = result.out
+    if params.method == "lora":
+        module.save_pretrained(out, safe_serialization=True)
+        _tidy(out / models.ADAPTER, model.path.name)
+        (out / "README.md").unlink(missing_ok=True)
+    else:
+        module.config.use_cache = True
+        module.config.name_or_path = ""
+        module.save_pretrained(out)
+    model.tokenizer.save_pretrained(out)
+    facts = {key: value for key, value in asdict(result).items() if key not in {"out", "seconds", "stopped"}}
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "peft")}
+    config = {"params": params.model_dump(mode="json"), "result": facts, "versions": versions}
+    (out / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    models.seal(out, base=origin, base_name=model.path.name, method=params.method)
+
+
+def _tidy(path: Path, base: str) -> None:
+    """Write the adapter's config anew: the base by name and not by path, the layers sorted and not in a set's order."""
+    config = json.loads(path.read_text())
+    config["base_model_name_or_path"] = base
+    config["target_modules"] = sorted(config["target_modules"])
+    path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+
+
+def _silent(record: dict[str, Any]) -> None: ...
+
+
+def _never() -> bool:
+    return False
