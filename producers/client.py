@@ -1,0 +1,259 @@
+"""The client: submit jobs, wait for them, watch them, cancel them.
+
+from producers import Client
+
+with Client("127.0.0.1:9092") as client:
+    job = client.submit("inference", {"model": "builtin:tiny", "prompt": "Revenue rose"})
+    print(job.result(timeout=60).result)
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Unpack
+
+import structlog
+from opentelemetry import trace
+
+from producers import upload as uploads
+from producers.feed import Feed
+from producers.handle import JobHandle, born
+from producers.ports import Ports
+from producers.request import Message, Options, Prepared, Request, prepare, traced
+from schemas import codec
+from schemas.control import Cancel
+from schemas.errors import ConflictError, InvalidError, NotFoundError, TapeError, UnavailableError
+from schemas.event import Event
+from schemas.ids import uuid7
+from schemas.job import PARAMS
+from schemas.model import Strict
+from schemas.outcome import Outcome
+from schemas.topics import Names
+from wire.settings import Settings
+from wire.telemetry import inject
+
+WINDOW = 500
+"""Jobs of `submit_many` that may be on their way to the broker at once."""
+
+_log = structlog.get_logger("producers.client")
+
+
+class Client:
+    """A connection to the queue for those who ask for work. Safe to share between threads; close it when done."""
+
+    def __init__(self, url: str | None = None, *, settings: Settings | None = None, ports: Ports | None = None) -> None:
+        """Prepare a client; nothing is connected before the first call that needs it.
+
+        `url` is the broker's `host:port`; without it, and without `settings`, environment and profile tell. Raises
+        `InvalidError` (TAPE-1007) when a setting is wrong.
+        """
+        if settings is None:
+            settings = Settings.load(kafka_url=url)
+        elif url is not None:
+            settings = settings.model_copy(update={"kafka_url": url})
+        self.settings = settings
+        self.names = Names(settings.prefix)
+        self._ports = ports or Ports(settings)
+        self.feed = Feed(lambda since, stop: self._ports.follow(self.names.events, since, stop))
+        self._tracer = trace.get_tracer("tickertape")
+        self._kinds: frozenset[str] = frozenset(PARAMS)
+
+    def submit(
+        self,
+        subject: Strict | str | Request,
+        params: Mapping[str, Any] | None = None,
+        **options: Unpack[Options],
+    ) -> JobHandle:
+        """Submit one job, and return when the broker has it on disk (acks=all).
+
+        `subject` is the parameters of a kind (`Training(...)`), a kind's name with `params`, or a whole `Request`.
+        With `key`, the same tenant and key are the same job: it is submitted again only as long as it has no outcome.
+
+        Raises `InvalidError` (TAPE-1002 a wrong field, 1003 an unknown kind, 1006 too large), `ConflictError`
+        (TAPE-3005: the key belongs to another request), `UnavailableError` (TAPE-5001, 5003).
+        """
+        return self._confirm(self._send(Request.of(subject, params, **options)))
+
+    def submit_many(self, requests: Iterable[Strict | Request], *, window: int = WINDOW) -> Generator[JobHandle]:
+        """Submit jobs one after the other without waiting for each, and yield a handle as each is confirmed.
+
+        Lazy: take the handles (in the order of the requests), or nothing is sent. At most `window` jobs are on their
+        way at once, so `requests` may be endless. Raises as `submit` does; the jobs before the wrong one are confirmed.
+        """
+        waiting: deque[_Sent] = deque()
+        refused: TapeError | None = None
+        try:
+            for request in requests:
+                try:
+                    waiting.append(self._send(Request.of(request)))
+                except TapeError as error:
+                    refused = error
+                    break
+                if len(waiting) >= window:
+                    yield self._confirm(waiting.popleft())
+            while waiting:
+                yield self._confirm(waiting.popleft())
+        finally:
+            # Left early: what is on its way already gets its `queued` event all the same.
+            for sent in waiting:
+                with suppress(TapeError):
+                    self._confirm(sent)
+        if refused is not None:
+            raise refused
+
+    def job(self, job: str, *, since: datetime | None = None) -> JobHandle:
+        """Return a handle of a job that somebody submitted; its events are looked for from `since` on.
+
+        Without `since`, the id tells when it was made, or all kept events are read. Nothing is asked yet, so an id
+        that nobody has is noticed by waiting in vain.
+        """
+        return JobHandle(self, self.feed.join(job, since or born(job)), stored=True)
+
+    def cancel(self, job: str, reason: str = "cancelled on request") -> None:
+        """Tell every worker to stop a job; returns when that is confirmed. A job at its end stays as it is."""
+        now = datetime.now(UTC)
+        order = Cancel(job=job, reason=reason, time=now)
+        headers = codec.encode(
+            codec.Envelope(
+                id=uuid7(),
+                type="tape.control.cancel.v1",
+                source=f"/tickertape/client/{self.settings.tenant}",
+                data=b"",
+                subject=job,
+                time=now.isoformat(),
+            )
+        )
+        message = Message(self.names.control, job, order.model_dump_json().encode(), headers)
+        self._await(self._ports.publish(message), message.topic)
+
+    def upload(self, path: str | Path) -> str:
+        """Put a local file into the store and return its `blob:` reference; uploading it again sends nothing."""
+        return uploads.upload(self._ports.blobs, Path(path))
+
+    def outcome(self, job: str) -> Outcome | None:
+        """Return the outcome that the store keeps of a job; None when there is none (yet)."""
+        try:
+            return codec.parse(Outcome, self._ports.blobs.read(f"runs/{job}/outcome.json"), job=job)
+        except NotFoundError:
+            return None
+
+    def scan(self, since: datetime, *, job: str | None = None) -> Iterator[Event]:
+        """Yield the events from `since` until now, of one job or of all; those that cannot be read are skipped."""
+        wanted = None if job is None else job.encode()
+        for record in self._ports.scan(self.names.events, since):
+            if record.value is None or (wanted is not None and record.key != wanted):
+                continue
+            try:
+                yield codec.parse(Event, record.value)
+            except TapeError as error:
+                _log.warning("an event was skipped", code=error.code, error=error.message)
+
+    def close(self) -> None:
+        """Wait until everything is sent, stop following, close the connections."""
+        self.feed.close()
+        self._ports.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _known(self, kind: str) -> None:
+        if kind in self._kinds:
+            return
+        # The set of kinds is open: a kind exists here when its topic does.
+        found = set()
+        for topic in self._ports.topics():
+            with suppress(InvalidError):
+                found.add(self.names.parse_jobs(topic)[0])
+        self._kinds = frozenset(found | set(PARAMS))
+        if kind not in self._kinds:
+            raise InvalidError(
+                f"{kind!r} is no kind that this cluster has a topic for",
+                code="TAPE-1003",
+                kind=kind,
+                hint=f"known: {', '.join(sorted(self._kinds))}; `tape topics apply --kind NAME` adds one",
+            )
+
+    def _send(self, request: Request) -> _Sent:
+        self._known(request.kind)
+        prepared = prepare(request, self.names, tenant=self.settings.tenant)
+        if not prepared.keyed:
+            # Joined before it is published: a running feed cannot miss what happens next.
+            log = self.feed.join(prepared.job, prepared.time, fresh=True)
+            return _Sent(prepared, JobHandle(self, log, stored=False), self._publish(prepared))
+        first = self._claim(prepared)
+        log = self.feed.join(prepared.job, first or prepared.time, fresh=first is None)
+        handle = JobHandle(self, log, stored=True)
+        done = first is not None and self.outcome(prepared.job) is not None
+        return _Sent(prepared, handle, None if done else self._publish(prepared))
+
+    def _publish(self, prepared: Prepared) -> Future[Any]:
+        attributes = {
+            "tape.job": prepared.job,
+            "tape.kind": prepared.kind,
+            "tape.tenant": prepared.tenant,
+            "messaging.system": "kafka",
+            "messaging.destination.name": prepared.request.topic,
+        }
+        span = self._tracer.start_span("tape.submit", kind=trace.SpanKind.PRODUCER, attributes=attributes)
+        with trace.use_span(span):
+            future = self._ports.publish(traced(prepared.request, inject()))
+        future.add_done_callback(lambda _: span.end())
+        return future
+
+    def _confirm(self, sent: _Sent) -> JobHandle:
+        if sent.future is not None:
+            self._await(sent.future, sent.prepared.request.topic)
+            # After the request and not before it: an event never tells of a job that is not there. Nobody's work
+            # depends on it, so it is not waited for; `close` does.
+            self._ports.publish(sent.prepared.queued)
+        return sent.handle
+
+    def _await(self, future: Future[Any], topic: str) -> None:
+        try:
+            future.result(self._ports.publish_timeout_s)
+        except TimeoutError as error:
+            raise UnavailableError(
+                f"not confirmed within {self._ports.publish_timeout_s:g} s", code="TAPE-5003", topic=topic
+            ) from error
+
+    def _claim(self, prepared: Prepared) -> datetime | None:
+        """Take the idempotency key; return when it was first used, or None for the first time.
+
+        Costs one conditional write to the store, and for a key that was used before two reads. Raises `ConflictError`
+        (TAPE-3005) when the key belongs to another request.
+        """
+        name = f"runs/{prepared.job}/request.json"
+        mine = {"fingerprint": prepared.fingerprint, "kind": prepared.kind, "time": prepared.time.isoformat()}
+        try:
+            self._ports.blobs.create(name, json.dumps(mine).encode())
+            return None
+        except ConflictError:
+            first = codec.parse_object(self._ports.blobs.read(name))
+        if first.get("fingerprint") != prepared.fingerprint:
+            raise ConflictError(
+                "the idempotency key was used for another request",
+                code="TAPE-3005",
+                job=prepared.job,
+                kind=first.get("kind"),
+                time=first.get("time"),
+            )
+        return datetime.fromisoformat(str(first["time"]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A job on its way: what it was made of, its handle, and the confirmation (None when it was done before)."""
+
+    prepared: Prepared
+    handle: JobHandle
+    future: Future[Any] | None

@@ -1,0 +1,479 @@
+"""The client against its memory twin: what is published, what is refused, how waiting ends."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from producers import Client, Request
+from producers.feed import Feed
+from producers.handle import SKEW, born, failure_of
+from producers.log import Log
+from producers.memory import MemoryPorts
+from schemas import codec
+from schemas.control import Cancel
+from schemas.errors import (
+    AuthError,
+    ConflictError,
+    InvalidError,
+    JobError,
+    NotFoundError,
+    TapeError,
+    TimeoutExceeded,
+    UnavailableError,
+)
+from schemas.event import Event, EventType, State
+from schemas.ids import job_id, uuid7
+from schemas.job import Inference, Job, Training
+from schemas.outcome import Failure, Outcome, Status
+from schemas.topics import MESSAGE_LIMIT
+from wire.settings import Settings
+
+PARAMS = {"model": "builtin:m", "prompt": "hi"}
+
+
+@pytest.fixture
+def ports() -> MemoryPorts:
+    return MemoryPorts()
+
+
+@pytest.fixture
+def client(ports: MemoryPorts) -> Iterator[Client]:
+    with Client(settings=Settings(), ports=ports) as client:
+        client.feed._backoff_s = 0.01
+        yield client
+
+
+def event(job: str, kind: EventType, *, at: datetime | None = None, **fields: Any) -> Event:
+    return Event(id=uuid7(), type=kind, job=job, kind="inference", time=at or datetime.now(UTC), **fields)
+
+
+def outcome(job: str, status: Status = Status.SUCCEEDED, **fields: Any) -> Outcome:
+    return Outcome(
+        job=job, kind="inference", status=status, attempt=1, worker="w", finished_at=datetime.now(UTC), **fields
+    )
+
+
+def end(job: str, **result: Any) -> Event:
+    return event(job, EventType.SUCCEEDED, outcome=outcome(job, result=result))
+
+
+class TestSubmit:
+    def test_the_record_is_the_documented_one(self, client: Client, ports: MemoryPorts) -> None:
+        handle = client.submit("inference", PARAMS, lane="interactive", tenant="acme", timeout_s=5, labels={"a": "b"})
+        (record,) = ports.of("tape.jobs.inference.interactive")
+        assert record.key == handle.id.encode()
+        assert record.value is not None
+        job = Job.model_validate_json(record.value)
+        assert (job.params, job.tenant, job.timeout_s, job.labels) == (PARAMS, "acme", 5, {"a": "b"})
+        envelope = codec.decode(record.value, record.headers)
+        assert envelope.type == "tape.request.inference.v1"
+        assert envelope.subject == handle.id
+        assert envelope.source == "/tickertape/client/acme"
+        assert datetime.fromisoformat(envelope.time or "") <= datetime.now(UTC)
+
+    def test_a_queued_event_follows_the_request(self, client: Client, ports: MemoryPorts) -> None:
+        handle = client.submit(Inference(model="builtin:m", prompt="hi"))
+        assert [record.topic for record in ports.records] == ["tape.jobs.inference.bulk", "tape.events"]
+        (record,) = ports.of("tape.events")
+        told = Event.model_validate_json(record.value or b"")
+        assert (told.type, told.job, told.lane) == (EventType.QUEUED, handle.id, "bulk")
+        assert codec.decode(record.value, record.headers).type == "tape.event.queued.v1"
+
+    def test_defaults_are_left_to_the_worker(self, client: Client, ports: MemoryPorts) -> None:
+        client.submit(Training(base="b", data="d", seed=3))
+        (record,) = ports.of("tape.jobs.training.bulk")
+        assert json.loads(record.value or b"")["params"] == {"base": "b", "data": "d", "seed": 3}
+
+    def test_nothing_is_told_of_a_job_that_was_not_taken(self, client: Client, ports: MemoryPorts) -> None:
+        ports.known.discard("tape.jobs.inference.bulk")
+        with pytest.raises(NotFoundError) as caught:
+            client.submit("inference", PARAMS)
+        assert caught.value.code == "TAPE-2004"
+        assert ports.of("tape.events") == []
+
+    @pytest.mark.parametrize(
+        ("params", "options", "code", "field"),
+        [
+            ({"model": 3, "prompt": "x"}, {}, "TAPE-1002", "model"),
+            ({"model": "m", "promt": "x"}, {}, "TAPE-1002", "promt"),
+            (PARAMS, {"lane": "fast"}, "TAPE-1002", "lane"),
+            (PARAMS, {"timeout_s": -1}, "TAPE-1002", "timeout_s"),
+            (PARAMS, {"max_attempts": 0}, "TAPE-1002", "max_attempts"),
+        ],
+    )
+    def test_wrong_fields_are_named(
+        self, client: Client, ports: MemoryPorts, params: Any, options: Any, code: str, field: str
+    ) -> None:
+        with pytest.raises(InvalidError) as caught:
+            client.submit("inference", params, **options)
+        assert caught.value.code == code
+        assert caught.value.place["field"] == field
+        assert ports.records == []
+
+    def test_an_unknown_kind_lists_the_known(self, client: Client) -> None:
+        with pytest.raises(InvalidError) as caught:
+            client.submit("translation", {})
+        assert caught.value.code == "TAPE-1003"
+        assert "evaluation, indexing, inference, training" in caught.value.hint
+
+    def test_a_kind_with_a_topic_is_known(self, client: Client, ports: MemoryPorts) -> None:
+        ports.known |= {"tape.jobs.echo.bulk", "unrelated"}
+        client.submit("echo", {"text": "x"})
+        assert len(ports.of("tape.jobs.echo.bulk")) == 1
+
+    def test_parameters_of_no_kind_are_refused(self, client: Client) -> None:
+        from schemas.job import Lora
+
+        with pytest.raises(InvalidError) as caught:
+            client.submit(Lora())
+        assert caught.value.code == "TAPE-1003"
+
+    def test_too_large_names_the_claim_check(self, client: Client, ports: MemoryPorts) -> None:
+        with pytest.raises(InvalidError) as caught:
+            client.submit("inference", {"model": "m", "prompt": "x" * MESSAGE_LIMIT})
+        assert caught.value.code == "TAPE-1006"
+        assert "client.upload" in caught.value.hint
+        assert ports.records == []
+
+    def test_an_unconfirmed_publish_says_so(self, client: Client, ports: MemoryPorts) -> None:
+        from concurrent.futures import Future
+
+        ports.publish_timeout_s = 0.01
+        ports.publish = lambda message: Future()  # type: ignore[method-assign, assignment]
+        with pytest.raises(UnavailableError) as caught:
+            client.submit("inference", PARAMS)
+        assert caught.value.code == "TAPE-5003"
+
+    def test_trace_context_travels(self, client: Client, ports: MemoryPorts) -> None:
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+        spans = InMemorySpanExporter()
+        provider = TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(SimpleSpanProcessor(spans))
+        client._tracer = provider.get_tracer("test")
+        handle = client.submit("inference", PARAMS)
+        (span,) = spans.get_finished_spans()
+        carried = dict(ports.of("tape.jobs.inference.bulk")[0].headers)["traceparent"].decode()
+        assert span.context is not None
+        assert carried.split("-")[1] == f"{span.context.trace_id:032x}"
+        assert span.attributes is not None
+        assert span.attributes["tape.job"] == handle.id
+
+
+class TestMany:
+    def test_handles_come_in_order(self, client: Client, ports: MemoryPorts) -> None:
+        requests = [Request("inference", {"model": "m", "prompt": str(index)}) for index in range(7)]
+        handles = list(client.submit_many(requests, window=3))
+        records = ports.of("tape.jobs.inference.bulk")
+        assert [handle.id.encode() for handle in handles] == [record.key for record in records]
+        assert len(ports.of("tape.events")) == 7
+
+    def test_never_more_on_the_way_than_the_window(self, client: Client) -> None:
+        from concurrent.futures import Future
+
+        open_futures: list[Future[Any]] = []
+        taken: list[int] = []
+
+        def requests() -> Iterator[Inference]:
+            for index in range(6):
+                taken.append(index)
+                yield Inference(model="m", prompt=str(index))
+
+        def publish(message: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            if message.topic == "tape.events":
+                future.set_result(None)
+            else:
+                open_futures.append(future)
+            return future
+
+        client._ports.publish = publish  # type: ignore[method-assign]
+        handles = client.submit_many(requests(), window=2)
+        threading.Timer(0, lambda: None)
+        client._ports.publish_timeout_s = 0.01
+        with pytest.raises(UnavailableError):
+            next(handles)
+        assert taken == [0, 1]
+
+    def test_the_ones_before_a_wrong_one_are_handed_out(self, client: Client) -> None:
+        handles = client.submit_many([Inference(model="m", prompt="a"), Request("nope", {}), Request("inference", {})])
+        next(handles)
+        with pytest.raises(InvalidError) as caught:
+            next(handles)
+        assert caught.value.code == "TAPE-1003"
+
+    def test_leaving_early_still_tells_of_what_was_sent(self, client: Client, ports: MemoryPorts) -> None:
+        handles = client.submit_many((Inference(model="m", prompt=str(index)) for index in range(9)), window=4)
+        next(handles)
+        handles.close()
+        assert len(ports.of("tape.events")) == len(ports.of("tape.jobs.inference.bulk")) == 4
+
+
+class TestKeys:
+    def test_the_same_key_is_the_same_job(self, client: Client, ports: MemoryPorts) -> None:
+        first = client.submit("inference", PARAMS, key="k")
+        again = client.submit("inference", {**PARAMS, "seed": 0}, key="k", lane="interactive")
+        assert first.id == again.id == job_id("default", "k")
+        assert client.submit("inference", PARAMS, key="k", tenant="other").id != first.id
+
+    def test_another_request_under_the_key_is_refused(self, client: Client, ports: MemoryPorts) -> None:
+        client.submit("inference", PARAMS, key="k")
+        before = len(ports.records)
+        with pytest.raises(ConflictError) as caught:
+            client.submit("inference", {"model": "builtin:m", "prompt": "other"}, key="k")
+        assert caught.value.code == "TAPE-3005"
+        assert len(ports.records) == before
+
+    def test_a_done_job_is_not_sent_again(self, client: Client, ports: MemoryPorts) -> None:
+        job = client.submit("inference", PARAMS, key="k").id
+        ports.blobs.create(f"runs/{job}/outcome.json", outcome(job, result={"text": "x"}).model_dump_json().encode())
+        again = client.submit("inference", PARAMS, key="k")
+        assert len(ports.of("tape.jobs.inference.bulk")) == 1
+        assert again.result(timeout=1).result == {"text": "x"}
+
+    def test_an_undone_job_is_sent_again(self, client: Client, ports: MemoryPorts) -> None:
+        client.submit("inference", PARAMS, key="k")
+        client.submit("inference", PARAMS, key="k")
+        assert len(ports.of("tape.jobs.inference.bulk")) == 2
+        assert len({record.value for record in ports.of("tape.jobs.inference.bulk")}) == 1
+
+    def test_a_second_client_finds_the_events_of_the_first(self, client: Client, ports: MemoryPorts) -> None:
+        job = client.submit("inference", PARAMS, key="k").id
+        ports.tell(end(job))
+        with Client(settings=Settings(), ports=ports) as other:
+            kinds = [event.type for event in other.submit("inference", PARAMS, key="k").watch(timeout=5)]
+        assert kinds == [EventType.QUEUED, EventType.SUCCEEDED]
+
+
+class TestResult:
+    def test_an_outcome_that_came_before_anybody_waited(self, client: Client, ports: MemoryPorts) -> None:
+        handle = client.submit("inference", PARAMS)
+        ports.tell(end(handle.id, text="yes"))
+        assert handle.result(timeout=5).result == {"text": "yes"}
+
+    def test_an_outcome_that_comes_while_waiting(self, client: Client, ports: MemoryPorts) -> None:
+        handle = client.submit("inference", PARAMS)
+        other = client.submit("inference", PARAMS)
+        watching = handle.watch(timeout=5)
+        assert next(watching).type == EventType.QUEUED
+        ports.tell(end(other.id, text="other"))
+        ports.tell(end(handle.id, text="mine"))
+        assert handle.result(timeout=5).result == {"text": "mine"}
+        assert other.result(timeout=5).result == {"text": "other"}
+        assert ports.followers == 1
+
+    def test_the_store_knows_what_the_events_forgot(self, client: Client, ports: MemoryPorts) -> None:
+        job = job_id("default", "old")
+        ports.blobs.create(f"runs/{job}/outcome.json", outcome(job).model_dump_json().encode())
+        assert client.job(job).result(timeout=1).status == Status.SUCCEEDED
+        assert ports.followers == 0
+
+    def test_a_timeout_says_where_the_job_is(self, client: Client, ports: MemoryPorts) -> None:
+        handle = client.submit("inference", PARAMS)
+        assert next(handle.watch(timeout=5)).type == EventType.QUEUED
+        with pytest.raises(TimeoutExceeded) as caught:
+            handle.result(timeout=0.02)
+        assert caught.value.code == "TAPE-7002"
+        assert caught.value.place["state"] == State.QUEUED
+
+    def test_a_failure_raises_only_when_asked(self, client: Client, ports: MemoryPorts) -> None:
+        handle = client.submit("inference", PARAMS)
+        failure = Failure(
+            failure="invalid", code="TAPE-1008", message="line 3", hint="mend it", place={"code": 7, "line": 3}
+        )
+        ports.tell(event(handle.id, EventType.FAILED, outcome=outcome(handle.id, Status.FAILED, failure=failure)))
+        assert handle.result(timeout=5).status == Status.FAILED
+        with pytest.raises(JobError) as caught:
+            handle.result(timeout=5, raise_on_failure=True)
+        assert (caught.value.code, caught.value.place["line"]) == ("TAPE-1008", 3)
+
+    @pytest.mark.parametrize(
+        ("status", "code"),
+        [(Status.CANCELLED, "TAPE-6005"), (Status.EXPIRED, "TAPE-6006"), (Status.DEAD, "TAPE-6001")],
+    )
+    def test_other_ends_have_their_codes(self, status: Status, code: str) -> None:
+        assert failure_of(outcome("j", status)).code == code
+
+    def test_a_code_of_a_newer_worker_is_still_a_failure(self) -> None:
+        failure = Failure(failure="permanent", code="TAPE-6999", message="new")
+        assert failure_of(outcome("j", Status.FAILED, failure=failure)).code == "TAPE-6001"
+
+    def test_a_last_event_without_outcome_still_ends_the_wait(self, client: Client, ports: MemoryPorts) -> None:
+        handle = client.submit("inference", PARAMS)
+        ports.tell(event(handle.id, EventType.CANCELLED, attempt=2))
+        found = handle.result(timeout=5)
+        assert (found.status, found.attempt, found.worker) == (Status.CANCELLED, 2, "unknown")
+
+    def test_a_broker_that_goes_away_is_waited_for(self, client: Client, ports: MemoryPorts) -> None:
+        handle = client.submit("inference", PARAMS)
+        watching = handle.watch(timeout=5)
+        next(watching)
+        ports.failure = UnavailableError("gone", code="TAPE-5001")
+        while client.feed.trouble is None:
+            threading.Event().wait(0.005)
+        ports.failure = None
+        ports.tell(end(handle.id))
+        assert handle.result(timeout=5).status == Status.SUCCEEDED
+        assert [event.type for event in handle.watch(timeout=5)] == [EventType.QUEUED, EventType.SUCCEEDED]
+
+    def test_a_timeout_tells_of_the_broker(self, client: Client, ports: MemoryPorts) -> None:
+        handle = client.submit("inference", PARAMS)
+        ports.failure = UnavailableError("no broker answered", code="TAPE-5001")
+        with pytest.raises(TimeoutExceeded) as caught:
+            handle.result(timeout=0.1)
+        assert "no broker answered" in caught.value.message
+        assert "TAPE_KAFKA_URL" in caught.value.hint
+
+    def test_refused_credentials_end_the_wait(self, client: Client, ports: MemoryPorts) -> None:
+        handle = client.submit("inference", PARAMS)
+        ports.failure = AuthError("no", code="TAPE-4001")
+        with pytest.raises(AuthError):
+            handle.result(timeout=5)
+        with pytest.raises(AuthError):
+            list(handle.watch(timeout=5))
+
+
+class TestWatch:
+    def test_repeats_are_dropped_and_the_end_ends(self, client: Client, ports: MemoryPorts) -> None:
+        handle = client.submit("inference", PARAMS)
+        running = event(handle.id, EventType.RUNNING)
+        last = end(handle.id)
+        for told in (running, running, last, last, event(handle.id, EventType.RUNNING)):
+            ports.tell(told)
+        kinds = [told.type for told in handle.watch(timeout=5)]
+        assert kinds == [EventType.QUEUED, EventType.RUNNING, EventType.SUCCEEDED]
+
+    def test_it_times_out(self, client: Client) -> None:
+        handle = client.submit("inference", PARAMS)
+        with pytest.raises(TimeoutExceeded):
+            list(handle.watch(timeout=0.02))
+
+    def test_an_older_job_makes_the_feed_go_back(self, client: Client, ports: MemoryPorts) -> None:
+        past = datetime.now(UTC) - timedelta(hours=2)
+        ports.tell(event("old", EventType.RUNNING, at=past))
+        ports.tell(event("old", EventType.SUCCEEDED, at=past + timedelta(minutes=1)))
+        handle = client.submit("inference", PARAMS)
+        next(handle.watch(timeout=5))
+        kinds = [told.type for told in client.job("old", since=past).watch(timeout=5)]
+        assert kinds == [EventType.RUNNING, EventType.SUCCEEDED]
+        ports.tell(end(handle.id))
+        assert handle.result(timeout=5).status == Status.SUCCEEDED
+        assert ports.followers == 2
+
+    def test_a_later_since_leaves_the_past_out(self, client: Client, ports: MemoryPorts) -> None:
+        now = datetime.now(UTC)
+        ports.tell(event("j", EventType.RUNNING, at=now - timedelta(hours=2)))
+        ports.tell(event("j", EventType.SUCCEEDED, at=now))
+        watched = client.job("j", since=now - timedelta(hours=1)).watch(timeout=5)
+        assert [told.type for told in watched] == [EventType.SUCCEEDED]
+
+    def test_an_unreadable_event_is_skipped(self, client: Client, ports: MemoryPorts) -> None:
+        from producers.request import Message
+
+        handle = client.submit("inference", PARAMS)
+        ports.publish(Message("tape.events", handle.id, b"{", []))
+        ports.tell(end(handle.id))
+        assert handle.result(timeout=5).status == Status.SUCCEEDED
+        assert len(list(client.scan(datetime.now(UTC) - timedelta(hours=1)))) == 2
+
+
+class TestState:
+    def test_it_follows_the_events(self, client: Client, ports: MemoryPorts) -> None:
+        handle = client.submit("inference", PARAMS)
+        assert handle.state() == State.QUEUED
+        ports.tell(event(handle.id, EventType.RUNNING))
+        assert handle.state() == State.RUNNING
+        ports.tell(end(handle.id))
+        assert handle.result(timeout=5) is not None
+        assert handle.state() == State.SUCCEEDED
+
+    def test_nothing_is_known_of_an_unknown_job(self, client: Client) -> None:
+        assert client.job(uuid7()).state() is None
+
+    def test_the_store_is_asked_first(self, client: Client, ports: MemoryPorts) -> None:
+        ports.blobs.create("runs/j/outcome.json", outcome("j", Status.FAILED).model_dump_json().encode())
+        assert client.job("j").state() == State.FAILED
+
+
+class TestOthers:
+    def test_cancel_is_keyed_by_the_job(self, client: Client, ports: MemoryPorts) -> None:
+        handle = client.submit("inference", PARAMS)
+        handle.cancel("enough")
+        (record,) = ports.of("tape.control")
+        assert record.key == handle.id.encode()
+        order = Cancel.model_validate_json(record.value or b"")
+        assert (order.job, order.reason) == (handle.id, "enough")
+
+    def test_an_upload_is_named_by_its_content(self, client: Client, ports: MemoryPorts, tmp_path: Path) -> None:
+        path = tmp_path / "rows.JSONL"
+        path.write_text('{"a": 1}\n')
+        ref = client.upload(path)
+        assert ref.startswith("blob:uploads/")
+        assert ref.endswith(".jsonl")
+        etag = ports.blobs.stat(ref.removeprefix("blob:")).etag
+        assert client.upload(str(path)) == ref
+        assert ports.blobs.stat(ref.removeprefix("blob:")).etag == etag
+        assert ports.blobs.read(ref.removeprefix("blob:")) == b'{"a": 1}\n'
+
+    def test_odd_suffixes_are_left_out(self, client: Client, tmp_path: Path) -> None:
+        path = tmp_path / "rows.j s"
+        path.write_text("x")
+        assert " " not in client.upload(path)
+
+    @pytest.mark.parametrize(("name", "code"), [("nothing.jsonl", "TAPE-2003"), ("", "TAPE-1010")])
+    def test_what_cannot_be_uploaded(self, client: Client, tmp_path: Path, name: str, code: str) -> None:
+        with pytest.raises(TapeError) as caught:
+            client.upload(tmp_path / name)
+        assert caught.value.code == code
+
+    def test_leaving_closes(self, ports: MemoryPorts) -> None:
+        with Client(settings=Settings(), ports=ports) as client:
+            client.submit("inference", PARAMS).watch(timeout=1)
+        assert ports.closed
+        assert not [thread for thread in threading.enumerate() if thread.name == "tape-feed"]
+
+    def test_a_url_wins_over_settings(self) -> None:
+        assert Client("b:1", settings=Settings(), ports=MemoryPorts()).settings.kafka_url == "b:1"
+
+    def test_born_reads_the_time_of_an_id(self) -> None:
+        now = datetime.now(UTC)
+        assert abs(born(uuid7()) - (now - SKEW)) < timedelta(seconds=1)
+        assert now - born(job_id("t", "k")) > timedelta(days=6)
+        assert now - born("not-an-id") > timedelta(days=6)
+
+    def test_the_package_names_what_it_lacks(self) -> None:
+        import producers
+
+        with pytest.raises(AttributeError, match="nothing"):
+            _ = producers.nothing  # type: ignore[attr-defined]
+
+
+class TestLog:
+    def test_the_oldest_go_first(self) -> None:
+        log = Log("j", datetime.now(UTC), limit=3)
+        kept = [event("j", EventType.PROGRESS, progress={"n": index}) for index in range(5)]
+        for told in [*kept, end("j")]:
+            log.add(told)
+        assert [told.progress for told in log.events(1) if told.progress] == [{"n": 3}, {"n": 4}]
+
+    def test_dropped_handles_cost_nothing(self) -> None:
+        feed = Feed(lambda since, stop: iter(()))
+        feed.join("j", datetime.now(UTC), fresh=True)
+        assert len(feed._logs) == 0
+
+    def test_one_log_for_one_job(self) -> None:
+        feed = Feed(lambda since, stop: iter(()))
+        now = datetime.now(UTC)
+        log = feed.join("j", now, fresh=True)
+        assert feed.join("j", now - timedelta(hours=1)) is log
+        assert log.since == now - timedelta(hours=1)
+        assert not log.covered
