@@ -10,19 +10,20 @@ import contextlib
 import socket
 import ssl
 import struct
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from kafka import errors as kafka_errors
-from kafka.net.manager import KafkaConnectionManager
 from kafka.net.sasl.oauth import AbstractTokenProvider
 from kafka.net.selector import NetworkSelector
 from kafka.protocol.metadata import ApiVersionsRequest, FindCoordinatorRequest
 
 from schemas.errors import AuthError, ConflictError, InvalidError, NotFoundError, TapeError, UnavailableError
 from wire.settings import Settings
+from wire.transport import EagerManager
 
 T = TypeVar("T")
 
@@ -171,10 +172,11 @@ class Link:
         if settings.kafka_security.endswith("SSL"):
             _check_tls(settings, self.timeout_s)
         self.net = NetworkSelector(client_id=name, slow_task_threshold_secs=0)
-        self.manager = KafkaConnectionManager(self.net, client_id=name, **arguments)
+        self.manager = EagerManager(self.net, client_id=name, **arguments)
         self.manager.cluster.config["allow_auto_create_topics"] = False
         self.closed = False
         self.net.start()
+        self.thread: threading.Thread = self.net._io_thread
         try:
             self.manager.bootstrap(self.timeout_s * 1000)
         except BaseException as error:

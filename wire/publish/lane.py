@@ -45,10 +45,11 @@ class Batch:
     `doubtful` is set once the batch may have reached a broker without an answer: it may be in the log.
     """
 
-    __slots__ = ("data", "doubtful", "identity", "records", "sequence")
+    __slots__ = ("data", "doubtful", "identity", "records", "sequence", "size")
 
     def __init__(self, records: list[Record], data: bytes, identity: Identity, sequence: int) -> None:
         self.records = records
+        self.size = sum(record.size for record in records)
         self.data = data
         self.identity = identity
         self.sequence = sequence
@@ -58,6 +59,19 @@ class Batch:
     def born(self) -> float:
         """When its oldest record was taken, on the monotonic clock."""
         return self.records[0].born
+
+
+def builder(identity: Identity, sequence: int, limit: int) -> DefaultRecordBatchBuilder:
+    """Return an empty batch of at most `limit` bytes (one record always fits), numbered from `sequence`."""
+    return DefaultRecordBatchBuilder(
+        magic=2,
+        compression_type=0,
+        is_transactional=False,
+        producer_id=identity.id,
+        producer_epoch=identity.epoch,
+        base_sequence=sequence,
+        batch_size=limit,
+    )
 
 
 class Lane:
@@ -107,24 +121,17 @@ class Lane:
         return self.batch
 
     def _build(self, identity: Identity) -> Batch:
-        builder = DefaultRecordBatchBuilder(
-            magic=2,
-            compression_type=0,
-            is_transactional=False,
-            producer_id=identity.id,
-            producer_epoch=identity.epoch,
-            base_sequence=self._sequence,
-            batch_size=self.limit,
-        )
+        batch = builder(identity, self._sequence, self.limit)
         taken: list[Record] = []
-        append, queue = builder.append, self.queue
+        append, queue = batch.append, self.queue
         while queue:
             record = queue[0]
             if append(len(taken), record.timestamp_ms, record.key, record.value, record.headers) is None:
                 break
             taken.append(queue.popleft())
-        self.bytes -= sum(record.size for record in taken)
-        return Batch(taken, bytes(builder.build()), identity, self._sequence)
+        made = Batch(taken, bytes(batch.build()), identity, self._sequence)
+        self.bytes -= made.size
+        return made
 
     def confirm(self) -> Batch:
         """Take the batch out: it is in the log."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
 from typing import Any
 
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from kafka import errors as kafka_errors
 from kafka.protocol.admin import DescribeConfigsRequest
 from kafka.protocol.metadata import MetadataRequest
@@ -15,13 +15,16 @@ from kafka.protocol.producer import InitProducerIdRequest
 from schemas.errors import AuthError, InvalidError, TapeError
 from wire.kafka import Link, mapped
 from wire.partition import partition_for
-from wire.publish.lane import Identity, Lane
+from wire.publish.lane import Identity, Lane, Record, builder
+from wire.publish.port import too_large
 
 PAUSE_S = 0.05
 UNKNOWN_S = 1.0
 """How long a topic may be unknown before that is believed: brokers hear of a new one a moment after its maker."""
 
 DEFAULT_LIMIT = 1_048_588
+BATCH_BYTES = 256 << 10
+BATCH_HEADER = 61
 _TOPIC = 2
 
 
@@ -30,17 +33,26 @@ class Route:
 
     __slots__ = ("_next", "lanes", "limit", "topic")
 
-    def __init__(self, topic: str, partitions: int, *, limit: int, batch_bytes: int) -> None:
+    def __init__(self, topic: str, partitions: int, *, limit: int) -> None:
         self.topic = topic
         self.limit = limit
         self.lanes: list[Lane] = []
         self._next = 0
-        self.grow(partitions, batch_bytes)
+        self.grow(partitions)
 
-    def grow(self, partitions: int, batch_bytes: int) -> None:
+    def grow(self, partitions: int) -> None:
         """Add lanes for partitions the topic has won since."""
         for partition in range(len(self.lanes), partitions):
-            self.lanes.append(Lane(self.topic, partition, min(batch_bytes, self.limit)))
+            self.lanes.append(Lane(self.topic, partition, min(BATCH_BYTES, self.limit)))
+
+    def check(self, record: Record) -> None:
+        """Raise `InvalidError` (TAPE-1006) when the topic does not take a record of this size."""
+        content = (record.key, record.value, record.headers)
+        if DefaultRecordBatchBuilder.estimate_size_in_bytes(*content) <= self.limit:
+            return  # the estimate is never too low
+        size = BATCH_HEADER + builder(Identity(0, 0), 0, 1).size_in_bytes(0, record.timestamp_ms, *content)
+        if size > self.limit:
+            raise too_large(self.topic, size, self.limit)
 
     def lane(self, partition: int | None, key: bytes | None) -> Lane:
         """Return the lane of a record: the partition asked for, else its key's, else each in turn.
@@ -63,7 +75,7 @@ class Route:
         return self.lanes[partition]
 
 
-async def open_route(link: Link, topic: str, *, until: float, batch_bytes: int) -> Route:
+async def open_route(link: Link, topic: str, *, until: float) -> Route:
     """Ask for a topic until it is there with all its leaders, and have its metadata kept fresh from then on.
 
     Gives up at `until` (monotonic). Raises `NotFoundError` (TAPE-2004), `AuthError`, `UnavailableError` (TAPE-5003).
@@ -80,8 +92,14 @@ async def open_route(link: Link, topic: str, *, until: float, batch_bytes: int) 
             raise mapped(trouble, code="TAPE-5003", topic=topic) from trouble
         await link.net.sleep(PAUSE_S)
     limit = await _limit(link, topic)
-    partitions = link.manager.cluster.partitions_for_topic(topic)
-    return Route(topic, len(partitions or ()), limit=limit, batch_bytes=batch_bytes)
+    route = Route(topic, 0, limit=limit)
+
+    def follow(cluster: Any) -> None:
+        route.grow(len(cluster.partitions_for_topic(topic) or ()))
+
+    follow(link.manager.cluster)
+    link.manager.cluster.add_listener(follow)
+    return route
 
 
 async def _missing(link: Link, topic: str) -> Exception | None:
@@ -133,16 +151,3 @@ async def identify(link: Link) -> Identity:
 def _error(code: int, *about: Any) -> Exception:
     error: Exception = kafka_errors.for_code(code)(*about)
     return error
-
-
-def ready(link: Link, lanes: Sequence[Lane]) -> dict[int, list[Lane]]:
-    """Return the lanes by the node that leads them; those without a leader have the cluster asked again."""
-    found: dict[int, list[Lane]] = {}
-    cluster = link.manager.cluster
-    for lane in lanes:
-        leader = cluster.leader_for_partition(lane.place)
-        if leader is None or leader < 0:
-            cluster.request_update()
-        else:
-            found.setdefault(leader, []).append(lane)
-    return found
