@@ -32,6 +32,7 @@ from wire.blobs.port import (
     Blobs,
     Reader,
     Source,
+    check_conditional,
     check_name,
     check_prefix,
     conflict,
@@ -69,6 +70,7 @@ class Directory(Blobs):
     ) -> Blob:
         link = self._objects / check_name(name)
         with opened(source) as stream, _edge(name), self._written(stream) as (temporary, found, size):
+            check_conditional(name, size, expect)
             if sha256 not in (None, found):
                 raise corrupt(name, "the content is not what was announced", sha256=sha256)
             with self._locked(name):

@@ -14,6 +14,7 @@ from wire.blobs.port import (
     Blobs,
     Reader,
     Source,
+    check_conditional,
     check_name,
     check_prefix,
     conflict,
@@ -44,6 +45,7 @@ class Memory(Blobs):
         check_name(name)
         with opened(source) as stream:
             data = b"".join(list_pieces(stream))
+        check_conditional(name, len(data), expect)
         found = hashlib.sha256(data).hexdigest()
         if sha256 not in (None, found):
             raise corrupt(name, "the content is not what was announced", sha256=sha256)

@@ -29,6 +29,9 @@ CHUNK: Final = 1 << 20
 ABSENT: Final = "absent"
 """What `put(expect=...)` is given to write only where nothing is yet."""
 
+CONDITIONAL_BYTES: Final = 16 * CHUNK
+"""The most a conditional write takes: one request, which decides at once."""
+
 NAME_BYTES: Final = 900
 PART_BYTES: Final = 255  # a file name's limit, which MinIO has too: it keeps objects in a file system
 
@@ -110,8 +113,13 @@ class Blobs(ABC):
     and `AuthError` (TAPE-4002, TAPE-4003) when it refuses.
     """
 
-    atomic_create: bool = True
-    """Whether `create` and `replace` decide races for certain, which claims and outcomes rest on."""
+    @property
+    def atomic_create(self) -> bool:
+        """Whether `create` and `replace` decide races for certain, which claims and outcomes rest on.
+
+        Where this is false they refuse (`UnavailableError`, TAPE-5006): there is no emulation to trust.
+        """
+        return True
 
     @abstractmethod
     def put(
@@ -126,7 +134,8 @@ class Blobs(ABC):
         """Store bytes, an open binary file or the file at a path under a name, whole or not at all.
 
         With `sha256`, other content is refused with `JobError` (TAPE-6007). With `expect`, the write happens only
-        where nothing is (`ABSENT`) or the object still has that etag: `ConflictError` (TAPE-3001, TAPE-3002).
+        where nothing is (`ABSENT`) or the object still has that etag: `ConflictError` (TAPE-3001, TAPE-3002);
+        such a write takes at most `CONDITIONAL_BYTES`.
         """
 
     @abstractmethod
@@ -143,7 +152,7 @@ class Blobs(ABC):
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[Blob]:
-        """Iterate over the objects whose names start with a prefix, in the order of their UTF-8 bytes."""
+        """Iterate over the objects whose names start with a prefix, in an order of the store's own."""
 
     @abstractmethod
     def delete(self, name: str) -> None:
@@ -221,6 +230,16 @@ def check_prefix(prefix: str) -> str:
     if any(part in (".", "..") for part in parts[:-1]) or "" in parts[:-1] or parts[-1] == "..":
         raise _bad_name(prefix, "no name starts with it")
     return prefix
+
+
+def check_conditional(name: str, size: int, expect: str | None) -> None:
+    """Raise `InvalidError` for a conditional write of more than `CONDITIONAL_BYTES`."""
+    if expect is not None and size > CONDITIONAL_BYTES:
+        raise InvalidError(
+            f"{name}: a conditional write takes at most {CONDITIONAL_BYTES} bytes, not {size}",
+            field="data",
+            hint="put the data under a name of its own, and create a small object that names it",
+        )
 
 
 def corrupt(name: str, why: str, **place: Any) -> JobError:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import secrets
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -24,11 +25,13 @@ from schemas.errors import AuthError, ConflictError, InvalidError, NotFoundError
 from wire.blobs.port import (
     ABSENT,
     CHUNK,
+    CONDITIONAL_BYTES,
     Blob,
     Blobs,
     Reader,
     Source,
     Verified,
+    check_conditional,
     check_name,
     check_prefix,
     conflict,
@@ -36,9 +39,9 @@ from wire.blobs.port import (
     missing,
     opened,
 )
-from wire.blobs.transport import Transport
+from wire.blobs.transport import BUDGET_S, Transport
 
-PART: Final = 16 * CHUNK
+PART: Final = CONDITIONAL_BYTES
 MOST_PARTS: Final = 10_000
 CONTENT_TYPE: Final = "application/octet-stream"
 SHA256: Final = "x-amz-meta-sha256"
@@ -77,6 +80,16 @@ class S3(Blobs):
         self._bucket = bucket
         self._prefix = prefix
         self._endpoint = endpoint
+        self._proving = threading.Lock()
+        self._proven: bool | None = None
+
+    @property
+    def atomic_create(self) -> bool:
+        """Found out once by experiment: some stores accept the condition and ignore it."""
+        with self._proving:
+            if self._proven is None:
+                self._proven = self._prove()
+            return self._proven
 
     @classmethod
     def connect(
@@ -89,11 +102,20 @@ class S3(Blobs):
         secure: bool,
         region: str,
         create_bucket: bool = True,
+        patient: bool = True,
     ) -> S3:
-        """Reach a bucket, made if need be, and prove that the credentials are good for it."""
+        """Reach a bucket, made if need be, and prove that the credentials are good for it.
+
+        Without `patient`, no call is ever repeated: for probing.
+        """
         access, secret = credentials or (None, None)
         client = Minio(
-            endpoint, access_key=access, secret_key=secret, secure=secure, region=region, http_client=Transport()
+            endpoint,
+            access_key=access,
+            secret_key=secret,
+            secure=secure,
+            region=region,
+            http_client=Transport(budget_s=BUDGET_S if patient else 0.0),
         )
         store = cls(client, bucket, prefix=prefix, endpoint=endpoint)
         try:
@@ -115,12 +137,7 @@ class S3(Blobs):
         key = self._key(name)
         with opened(source) as stream, _measured(stream) as (whole, size, known):
             if size > PART:
-                if expect is not None:
-                    raise InvalidError(
-                        f"{name}: a conditional write takes at most {PART} bytes",
-                        field="data",
-                        hint="put the data under another name, and create a small object that names it",
-                    )
+                check_conditional(name, size, expect)
                 digest = sha256 or known or _hash(whole)
                 return self._put_large(name, whole, size=size, digest=digest, content_type=content_type)
             data = whole.read()
@@ -187,6 +204,13 @@ class S3(Blobs):
         return Blob(name, size, digest, str(result.etag))
 
     def _put_if(self, name: str, data: bytes, headers: dict[str, str], expect: str) -> str:
+        if not self.atomic_create:
+            raise UnavailableError(
+                "the store writes over an object it was told to create",
+                code="TAPE-5006",
+                endpoint=self._endpoint,
+                bucket=self._bucket,
+            )
         condition = {"If-None-Match": "*"} if expect == ABSENT else {"If-Match": f'"{expect}"'}
         nonce = secrets.token_hex(16)
         try:
@@ -202,6 +226,20 @@ class S3(Blobs):
             if ours is None:
                 raise
             return ours
+
+    def _prove(self) -> bool:
+        key = f"{self._prefix}.probe/{secrets.token_hex(16)}"
+        with self._edge(key):
+            self._client._put_object(self._bucket, key, b"1", {"If-None-Match": "*"})
+            try:
+                self._client._put_object(self._bucket, key, b"2", {"If-None-Match": "*"})
+            except S3Error as error:
+                if error.code not in LOST:
+                    raise
+                return True
+            finally:
+                self._client.remove_object(self._bucket, key)
+        return False
 
     def _written_by(self, name: str, nonce: str) -> str | None:
         with self._edge(name):
@@ -244,8 +282,10 @@ class S3(Blobs):
         except InvalidResponseError as error:
             raise self._away("did not answer as an S3 store does") from error
         except urllib3.exceptions.SSLError as error:
+            untrusted = "CERTIFICATE_VERIFY_FAILED" in str(error)
             raise self._away(
-                "has a certificate that is not trusted", hint="set SSL_CERT_FILE to the authority's PEM file"
+                "has a certificate that is not trusted" if untrusted else "does not speak TLS",
+                hint="set SSL_CERT_FILE to the authority's PEM file" if untrusted else "try s3+http:// as its address",
             ) from error
         except (urllib3.exceptions.HTTPError, MinioException, OSError) as error:
             raise self._away(f"does not answer: {_reason(error)}") from error

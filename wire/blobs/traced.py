@@ -25,8 +25,11 @@ class Traced(Blobs):
 
     def __init__(self, store: Blobs) -> None:
         self.store = store
-        self.atomic_create = store.atomic_create
         self._tracer = trace.get_tracer("tickertape.store")
+
+    @property
+    def atomic_create(self) -> bool:
+        return self.store.atomic_create
 
     def put(
         self,
