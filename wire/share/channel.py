@@ -16,7 +16,7 @@ from kafka.future import Future
 from kafka.net.manager import KafkaConnectionManager
 from kafka.protocol.metadata import CoordinatorType
 
-from . import errors
+from . import errors, messages
 from .config import ShareConfig
 from .messages import TopicPartition
 
@@ -116,6 +116,15 @@ class Channel:
         except Exception as exc:
             raise errors.from_exception(exc, place=place) from exc
 
+    async def coordinator(self, role: str, group: str) -> int:
+        """Find the group's coordinator. Raises UnavailableError while it moves or loads, and the fatal errors."""
+        response = await self.send(role, None, messages.find_coordinator(group))
+        found = response.coordinators[0] if response.coordinators else response
+        if found.error_code:
+            raise errors.from_code(found.error_code, found.error_message, place=f"coordinator of {group}")
+        self.learn([(found.node_id, found.host, found.port)])
+        return int(found.node_id)
+
     def drop(self, role: str, node: int) -> None:
         """Close the connection of that role, if there is one."""
         self._manager.close(f"{role}-{node}")
@@ -165,7 +174,8 @@ class Leaders:
 
     def of(self, tip: TopicPartition) -> int | None:
         """The leader of a partition, None when it is not known."""
-        return self._leaders[tip][0] if tip in self._leaders else None
+        leader = self._leaders[tip][0] if tip in self._leaders else -1
+        return leader if leader >= 0 else None
 
     def forget(self, tip: TopicPartition) -> None:
         """What is known about the leader is wrong."""

@@ -20,7 +20,6 @@ from .decode import Decoder
 from .engine import Engine
 from .errors import AcknowledgeError, ClosedError, ConfigError, DeadlineError, ShareError
 from .mailbox import Mailbox
-from .membership import new_member_id
 from .model import AckType, Listener, Record
 
 __all__ = ["AckType", "Listener", "Record", "ShareConsumer"]
@@ -53,7 +52,7 @@ class ShareConsumer:
         self._own_net = net is None
         self._net = net if net is not None else NetworkSelector(client_id=config.client_id)
         self._mail = Mailbox(Decoder(check_crcs=config.check_crcs), listener or Listener(), on_ready)
-        self._engine = Engine(self._net, config, group, sorted(topics), self._mail, new_member_id())
+        self._engine = Engine(self._net, config, group, topics, self._mail)
         self._closed = False
         self._net.start()
         self._engine.start()
@@ -73,7 +72,7 @@ class ShareConsumer:
             if self._mail.fatal is not None:
                 raise self._mail.fatal
             records = self._mail.take(max_records)
-            if len(records) < max_records or self._mail.leases.queued():
+            if self._mail.demand > self._engine.fetcher.asked:
                 self._engine.ring()
             if records or timeout <= 0 or max_records <= 0 or not self._mail.wait(deadline):
                 return records if records or self._mail.fatal is None else self._raise_fatal()
@@ -91,8 +90,9 @@ class ShareConsumer:
         if self._closed:
             raise ClosedError("the consumer is closed")
         with self._mail.changed:
-            self._mail.leases.settle(record, kind)
-        self._engine.ring()
+            first = self._mail.leases.settle(record, kind)
+        if first:
+            self._engine.ring()
 
     def flush(self, timeout: float) -> None:
         """Wait until every queued acknowledgement was answered.
@@ -162,6 +162,14 @@ class ShareConsumer:
     def outstanding(self) -> int:
         """Records acquired and not yet settled, those not yet polled included."""
         return self._mail.outstanding()
+
+    @property
+    def promised(self) -> int:
+        """Records that may still come without another word: being fetched, to be fetched, or waiting to be polled.
+
+        An owner of several consumers adds this up to know what it may ask for without acquiring too much.
+        """
+        return self._mail.promised(self._engine.fetcher.asked)
 
     @property
     def member_id(self) -> str:

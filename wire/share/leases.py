@@ -74,8 +74,11 @@ class Leases:
         part = self._by_name.get((record.topic, record.partition))
         return part is not None and part.held.get(record.offset) is record
 
-    def settle(self, record: Record, kind: AckType) -> None:
-        """Queue an acknowledgement. Raises LeaseLostError when this very record is not held any more."""
+    def settle(self, record: Record, kind: AckType) -> bool:
+        """Queue an acknowledgement. Returns whether it is the first to wait in its partition.
+
+        Raises LeaseLostError when this very record is not held any more.
+        """
         part = self._by_name.get((record.topic, record.partition))
         offset = record.offset
         if part is None or part.held.get(offset) is not record:
@@ -85,6 +88,7 @@ class Leases:
             del part.held[offset]
             self.held -= 1
         part.queue[offset] = int(kind)
+        return len(part.queue) == 1
 
     def settle_all(self, kind: AckType) -> None:
         """Queue the same acknowledgement for everything held."""
@@ -92,6 +96,10 @@ class Leases:
             part.queue.update(dict.fromkeys(part.held, int(kind)))
             self.held -= len(part.held)
             part.held.clear()
+
+    def holding(self, node: int) -> bool:
+        """Records of this leader are held."""
+        return any(part.held for part in self._of(node))
 
     def queued(self, node: int | None = None) -> bool:
         """Acknowledgements wait to be sent (to this leader)."""

@@ -103,6 +103,12 @@ class Mailbox:
             waiting = sum(chunk.count for chunk in self._chunks)
             return self.leases.held + waiting + (self._decoding.count if self._decoding else 0)
 
+    def promised(self, asked: int) -> int:
+        """Records that may come without another `take`, when fetches for `asked` are under way."""
+        with self.changed:
+            waiting = sum(chunk.count for chunk in self._chunks) + len(self._ready)
+            return waiting + (self._decoding.count if self._decoding else 0) + max(self.demand, asked)
+
     def buffered(self) -> bool:
         """Records wait for the owner. The caller holds the lock."""
         return bool(self._ready or self._chunks)
@@ -169,17 +175,18 @@ class Mailbox:
         self.ready()
 
     def answered(self, results: list[Answered]) -> None:
-        """Acknowledgements were answered: tell the listener and whoever waits."""
+        """Acknowledgements were answered: tell the listener, then whoever waits."""
         with self.changed:
             for result in results:
                 if result.error is not None:
                     self._failures.extend((span, result.error) for span in result.lost)
-            self.changed.notify_all()
         for result in results:
             for kind, count in result.kinds.items():
                 self._hook("on_ack", count, kind, result.error)
             if result.lost and result.error is not None:
                 self._hook("on_lost", result.lost, result.error)
+        with self.changed:
+            self.changed.notify_all()
         self.ready()
 
     def lose(self, error: ShareError, *, node: int | None = None, tip: TopicPartition | None = None) -> None:

@@ -32,7 +32,7 @@ class State(StrEnum):
     FAILED = "failed"
 
 
-def new_member_id() -> str:
+def take_id() -> str:
     """A fresh member id: a UUID in 22 characters of URL-safe base64 that does not start with a dash."""
     while True:
         text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")

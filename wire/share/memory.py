@@ -19,7 +19,7 @@ from typing import NamedTuple, Self
 
 from .errors import AcknowledgeError, ClosedError, ConfigError, LeaseLostError, SessionLostError, ShareError
 from .locks import GroupConfig, SharePartition
-from .membership import new_member_id
+from .membership import take_id
 from .model import AckType, Listener, OffsetRange, Record
 
 Headers = Sequence[tuple[str, bytes | None]]
@@ -185,7 +185,7 @@ class MemoryShareConsumer:
         self._assigned: list[tuple[str, int]] = []
         self._turn = 0
         self._woken = self._closed = False
-        self.member_id = new_member_id()
+        self.member_id = take_id()
         self._group.members.append(self)
         self._end = log.subscribe(self._ready)
 
@@ -277,6 +277,11 @@ class MemoryShareConsumer:
                 place: (newest - oldest[place] + 1) / limit if place in oldest else 0.0
                 for place, newest in self._newest.items()
             }
+
+    @property
+    def promised(self) -> int:
+        """Records that may still come without another word: none, `poll` acquires what it returns."""
+        return 0
 
     @property
     def lock_timeout(self) -> float:
