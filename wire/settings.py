@@ -89,6 +89,14 @@ class Settings(BaseModel):
         """The broker addresses, one by one."""
         return [part.strip() for part in self.kafka_url.split(",")]
 
+    def environ(self) -> dict[str, str]:
+        """Return the variables that make another process load these settings; secrets are in clear."""
+        return {
+            PREFIX + name.upper(): value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+            for name in type(self).model_fields
+            if (value := getattr(self, name)) is not None
+        }
+
     @classmethod
     def load(cls, env: Mapping[str, str] | None = None, **given: Any) -> Settings:
         """Read settings from arguments, environment, profile and defaults, in that order.

@@ -1,0 +1,104 @@
+"""Run a worker: `python -m workers --kinds training,evaluation --slots 2`.
+
+Three hops to the main loop: here → `workers.worker.Worker.run` → `workers.lease.LeaseLoop.step`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+
+from schemas.errors import InvalidError, TapeError
+from schemas.job import Lane
+from wire import telemetry
+from wire.settings import Settings
+
+EXIT_INVALID, EXIT_AUTH, EXIT_CONFLICT, EXIT_UNAVAILABLE = 2, 4, 5, 69
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a worker until it is told to stop; return the exit status (docs/cli.md)."""
+    given = _parser().parse_args(arguments)
+    try:
+        settings = Settings.load(home=given.home)
+        provider = telemetry.configure(settings, "worker")
+        from workers.worker import Options, Worker
+
+        worker = Worker(
+            settings,
+            Options(
+                kinds=_names(given.kinds, "--kinds"),
+                slots=given.slots,
+                lanes=_lanes(given.lanes),
+                grace_s=given.grace,
+                health_port=given.health_port,
+                limit=1 if given.once else None,
+                idle_s=given.idle_exit,
+            ),
+        )
+    except TapeError as error:
+        sys.stderr.write(f"{error}\n")
+        return _status(error)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, worker.drain)
+    if worker.health is not None:
+        sys.stderr.write(f"health on http://127.0.0.1:{worker.health.port}/live\n")
+    try:
+        worker.run()
+    except TapeError as error:
+        sys.stderr.write(f"{error}\n")
+        return _status(error)
+    finally:
+        if provider is not None:
+            provider.shutdown()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m workers", description="Take jobs from Kafka and run them.", allow_abbrev=False
+    )
+    parser.add_argument("--kinds", default="training,evaluation,inference", help="kinds of work, by commas")
+    parser.add_argument("--slots", type=_positive, default=1, help="jobs that run at once (default 1)")
+    parser.add_argument("--lanes", default=",".join(Lane), help="lanes to read (default interactive,bulk)")
+    parser.add_argument("--grace", type=float, default=25.0, help="seconds running jobs get after SIGTERM (default 25)")
+    parser.add_argument(
+        "--health-port", type=int, default=None, help="serve /live, /ready and /busy; 0 takes a free port"
+    )
+    parser.add_argument("--once", action="store_true", help="take one job, settle it, and end")
+    parser.add_argument("--idle-exit", type=float, metavar="S", help="end after S seconds without a job")
+    parser.add_argument("--home", default=None, help="home folder (default .tape, or TAPE_HOME)")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _names(text: str, field: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not names:
+        raise InvalidError("names nothing", code="TAPE-1010", field=field)
+    return names
+
+
+def _lanes(text: str) -> tuple[str, ...]:
+    lanes = _names(text, "--lanes")
+    for lane in lanes:
+        if lane not in set(Lane):
+            raise InvalidError(f"no lane {lane!r}", code="TAPE-1010", field="--lanes", hint=f"one of {', '.join(Lane)}")
+    return lanes
+
+
+def _status(error: TapeError) -> int:
+    by_series = {"1": EXIT_INVALID, "4": EXIT_AUTH, "3": EXIT_CONFLICT, "5": EXIT_UNAVAILABLE}
+    return by_series.get(error.code[5], 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""The child process of a slot: `python -m workers.child FD`, started and fed by `workers.process`.
+
+It speaks JSON messages over an inherited socket (length-prefixed frames, never pickle), runs one job at a time in its
+main thread and stays warm between jobs, so a model that was loaded for one job is there for the next.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import queue
+import resource
+import signal
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+from opentelemetry import trace
+
+from schemas.codec import parse
+from schemas.errors import TapeError
+from schemas.outcome import Failed, Failure, Verdict
+from wire import telemetry
+from wire.blobs import open_store
+from wire.settings import Settings
+from workers.context import Context
+from workers.kinds import Kind, load
+from workers.runner import Scratch, call
+
+PR_SET_PDEATHSIG = 1
+
+
+class Child:
+    """Reads messages in one thread and runs jobs in the main one."""
+
+    def __init__(self, connection: Connection, settings: Settings) -> None:
+        self._connection = connection
+        self._settings = settings
+        self._jobs: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._cancelled = threading.Event()
+        self._sending = threading.Lock()
+        self._kinds: dict[str, Kind] = {}
+
+    def serve(self) -> None:
+        """Run jobs until the parent closes the socket."""
+        threading.Thread(target=self._receive, name="receive", daemon=True).start()
+        self._send({"type": "ready"})
+        while (message := self._jobs.get()) is not None:
+            verdict = self._run(message)
+            self._send({"type": "verdict", "verdict": verdict.model_dump(mode="json")})
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                message = json.loads(self._connection.recv_bytes())
+                if message["type"] == "cancel":
+                    self._cancelled.set()
+                else:
+                    self._cancelled.clear()
+                    self._jobs.put(message)
+        except (EOFError, OSError):
+            self._jobs.put(None)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        with self._sending:
+            self._connection.send_bytes(json.dumps(message).encode())
+
+    def _run(self, message: dict[str, Any]) -> Verdict:
+        tracer = trace.get_tracer("tickertape.slot")
+        try:
+            kind = self._kinds.get(message["kind"]) or load([message["kind"]])[message["kind"]]
+            self._kinds[kind.name] = kind
+            params = parse(kind.params, message["params"], kind=kind.name)
+        except TapeError as error:
+            return Failed(failure=Failure.of(error))
+        with (
+            Scratch(self._settings.home / "scratch") as scratch,
+            tracer.start_as_current_span(
+                f"handle {kind.name}",
+                context=telemetry.extract(message["carrier"]),
+                attributes={"tape.job": message["id"], "tape.attempt": message["attempt"]},
+            ),
+        ):
+            context = Context(
+                job=message["id"],
+                kind=kind.name,
+                attempt=message["attempt"],
+                worker=message["worker"],
+                tenant=message["tenant"],
+                cache=self._settings.cache,
+                scratch=scratch,
+                open_store=lambda: open_store(self._settings),
+                report=lambda data: self._send({"type": "progress", "progress": data}),
+                stopped=self._cancelled.is_set,
+                deadline=time.monotonic() + message["timeout_s"] if message["timeout_s"] else None,
+                labels=message["labels"],
+            )
+            verdict = call(kind, context, params)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return verdict.model_copy(update={"usage": verdict.usage.model_copy(update={"peak_memory_bytes": peak})})
+
+
+def main() -> None:
+    """Serve the parent that started this process, and die with it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    settings = Settings.load()
+    provider = telemetry.configure(settings, "slot")
+    os.dup2(2, 1)  # what a library prints must never mix with data
+    child = Child(Connection(int(sys.argv[1])), settings)
+    try:
+        child.serve()
+    finally:
+        if provider is not None:
+            provider.shutdown()
+
+
+if __name__ == "__main__":
+    main()

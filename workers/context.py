@@ -1,0 +1,65 @@
+"""What a handler sees of the world: its job, the store, a scratch folder, progress and cancellation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wire.blobs.manifest import publish
+
+from schemas.artifact import Artifact
+from schemas.errors import JobError
+from wire.blobs import Blobs
+
+
+class CancelledByRequest(Exception):  # noqa: N818 - not an error: the way out of a handler that was asked to stop
+    """Raised by `Context.check`, caught by the runner."""
+
+
+@dataclass(slots=True)
+class Context:
+    """One attempt, as its handler sees it."""
+
+    job: str
+    kind: str
+    attempt: int
+    worker: str
+    tenant: str
+    cache: Path
+    scratch: Path
+    open_store: Callable[[], Blobs]
+    report: Callable[[dict[str, Any]], None]
+    stopped: Callable[[], bool]
+    deadline: float | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    _store: Blobs | None = None
+
+    @property
+    def store(self) -> Blobs:
+        """The object store, opened when first asked for."""
+        if self._store is None:
+            self._store = self.open_store()
+        return self._store
+
+    def progress(self, **data: Any) -> None:
+        """Tell the world how far the job is; numbers and short texts only."""
+        self.report(data)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked this job to stop."""
+        return self.stopped()
+
+    def check(self) -> None:
+        """Raise when the job was cancelled, or ran past its deadline (TAPE-7001). Call it between steps."""
+        if self.stopped():
+            raise CancelledByRequest
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise JobError("the attempt ran past its timeout", code="TAPE-7001")
+
+    def keep(self, name: str, directory: Path, **metadata: Any) -> Artifact:
+        """Store a folder as an artifact of this job: its files by hash, the manifest last."""
+        return publish(self.store, directory, job=self.job, kind=self.kind, name=name, metadata=metadata)

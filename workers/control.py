@@ -1,0 +1,76 @@
+"""Cancellations: every worker follows the control topic from its beginning and knows which jobs must not run."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import structlog
+
+from schemas.codec import parse
+from schemas.control import Cancel
+from schemas.errors import TapeError
+
+_LOG = structlog.get_logger("tickertape.control")
+KEPT = 100_000
+
+
+class ControlRecord(Protocol):
+    """A record of the control topic."""
+
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+
+
+Reader = Callable[[threading.Event], Iterable[ControlRecord]]
+"""Yields the topic's records from its beginning on, until the event is set."""
+
+
+class Cancellations:
+    """The cancelled jobs, kept up to date by a thread that reads the control topic.
+
+    A job cancelled while it runs is noticed by its slot, which asks `reason` now and then. The newest hundred thousand
+    are remembered: older ones have long met their job, or never will.
+    """
+
+    def __init__(self, read: Reader | None = None) -> None:
+        self._reasons: OrderedDict[str, str] = OrderedDict()
+        self._stop = threading.Event()
+        self._read = read
+        self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
+        if read is not None:
+            self._thread.start()
+
+    def reason(self, job: str) -> str | None:
+        """Return why a job was cancelled, or None."""
+        return self._reasons.get(job)
+
+    def apply(self, record: ControlRecord) -> None:
+        """Take in one record; a tombstone or an unreadable one cancels nothing."""
+        job = (record.key or b"").decode("utf-8", "replace")
+        if record.value is None:
+            self._reasons.pop(job, None)
+            return
+        try:
+            message = parse(Cancel, record.value)
+        except TapeError as error:
+            _LOG.warning("unreadable control message", error=str(error))
+            return
+        self._reasons[message.job] = message.reason
+        while len(self._reasons) > KEPT:
+            self._reasons.popitem(last=False)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5.0)
+
+    def _serve(self) -> None:
+        assert self._read is not None
+        for record in self._read(self._stop):
+            self.apply(record)

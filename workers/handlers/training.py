@@ -1,0 +1,55 @@
+"""Training: validated rows in, an adapter (or a model) out, as an artifact with its lineage."""
+
+from __future__ import annotations
+
+from schemas.job import Training
+from schemas.outcome import Cancelled, Succeeded, Usage, Verdict
+from workers.context import Context
+from workers.kinds import kind
+from workers.refs import resolve
+
+
+@kind("training", params=Training, max_attempts=3)
+def training(context: Context, params: Training) -> Verdict:
+    """Fine-tune the base on the rows; the artifact holds safetensors, tokenizer, metrics and settings."""
+    from workers.llm import data, train
+
+    recipe = params.recipe or "auto"
+    path = resolve(params.data, context.store, context.cache, field="data")
+    rows = data.load(path, recipe=recipe, limit=params.limit)
+    valid = []
+    if params.validation:
+        held = resolve(params.validation, context.store, context.cache, field="validation")
+        valid = data.load(held, recipe=recipe)
+    base = resolve(params.base, context.store, context.cache, field="base")
+    context.check()
+    context.progress(step="train", rows=len(rows), validation_rows=len(valid))
+    out = context.scratch / "model"
+    done = train.train(
+        settings(params), base=base, rows=rows, valid=valid, out=out,
+        progress=lambda told: context.progress(**told), should_stop=lambda: context.cancelled,
+    )  # fmt: skip
+    if done.stopped:
+        return Cancelled()
+    context.check()
+    result = {
+        "base": params.base, "base_sha256": done.base, "data": params.data, "method": params.method,
+        "rows": done.rows, "rows_cut": done.cut, "steps": done.steps, "first_loss": done.first_loss, "loss": done.loss,
+        "validation_loss": done.valid_loss, "trainable": done.trainable, "parameters": done.parameters,
+        "seconds": done.seconds,
+    }  # fmt: skip
+    name = "adapter" if params.method == "lora" else "model"
+    artifact = context.keep(name, out, **result, request=params.model_dump(mode="json"))
+    return Succeeded(result=result, artifacts=[artifact], usage=Usage(training_tokens=done.tokens))
+
+
+def settings(params: Training):  # type: ignore[no-untyped-def]  # the type lives beside torch
+    """Return the request's settings as `workers.llm.train` takes them."""
+    from workers.llm.train import TrainParams
+
+    return TrainParams(
+        method=params.method, steps=params.steps, epochs=params.epochs, batch_size=params.batch_size,
+        accumulation=params.accumulation, lr=params.learning_rate, schedule=params.schedule, warmup=params.warmup,
+        weight_decay=params.weight_decay, max_length=params.max_length, rank=params.lora.rank, alpha=params.lora.alpha,
+        dropout=params.lora.dropout, targets=tuple(params.lora.targets or ()), seed=params.seed, threads=params.threads,
+    )  # fmt: skip

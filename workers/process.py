@@ -1,0 +1,173 @@
+"""The parent's side of a slot's child process: start it, feed it, watch it, and tell how it died."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from opentelemetry import trace
+from pydantic import TypeAdapter
+
+from schemas.errors import JobError
+from schemas.outcome import Cancelled, Failed, Failure, Verdict
+from wire import telemetry
+from wire.settings import Settings
+from workers.attempt import Attempt
+
+_VERDICT: TypeAdapter[Verdict] = TypeAdapter(Verdict)
+TICK_S = 0.2
+"""How often a running job is checked for cancellation and deadline while its child is silent."""
+
+
+class ChildRunner:
+    """Runs handlers in a child process that is started on the first job and stays warm.
+
+    A segfault, an OOM kill or a hang costs the attempt, never the worker: the child is replaced.
+    """
+
+    def __init__(self, worker: str, settings: Settings, *, cancel_grace_s: float = 5.0) -> None:
+        self._worker, self._settings, self._grace_s = worker, settings, cancel_grace_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._log: deque[str] = deque(maxlen=40)
+        self._reader: threading.Thread | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id, while there is one."""
+        return self._process.pid if self._process else None
+
+    def run(self, attempt: Attempt, report: Callable[[dict[str, Any]], None], stopped: Callable[[], bool]) -> Verdict:
+        """Run the attempt in the child; kill it at the timeout, or when it ignores a cancellation."""
+        started = time.monotonic()
+        try:
+            connection = self._ensure()
+            connection.send_bytes(json.dumps(self._message(attempt)).encode())
+            verdict = self._await(connection, attempt, report, stopped)
+        except (EOFError, OSError):
+            verdict = Failed(failure=self._post_mortem())
+        if verdict.usage.seconds == 0:
+            usage = verdict.usage.model_copy(update={"seconds": time.monotonic() - started})
+            verdict = verdict.model_copy(update={"usage": usage})
+        return verdict
+
+    def _message(self, attempt: Attempt) -> dict[str, Any]:
+        return {
+            "type": "run",
+            "id": attempt.id,
+            "kind": attempt.kind.name,
+            "params": attempt.params.model_dump(mode="json"),
+            "attempt": attempt.number,
+            "worker": self._worker,
+            "tenant": attempt.job.tenant,
+            "labels": attempt.job.labels,
+            "timeout_s": attempt.timeout_s,
+            "carrier": telemetry.inject(),
+        }
+
+    def _await(
+        self,
+        connection: Connection,
+        attempt: Attempt,
+        report: Callable[[dict[str, Any]], None],
+        stopped: Callable[[], bool],
+    ) -> Verdict:
+        deadline = time.monotonic() + attempt.timeout_s if attempt.timeout_s else float("inf")
+        kill_at = float("inf")
+        while True:
+            if connection.poll(TICK_S):
+                message = json.loads(connection.recv_bytes())
+                if message["type"] == "verdict":
+                    return _VERDICT.validate_python(message["verdict"])
+                if message["type"] == "progress":
+                    report(message["progress"])
+            now = time.monotonic()
+            if now > deadline:
+                self.kill()
+                error = JobError("the attempt was killed at its timeout", code="TAPE-7001", timeout_s=attempt.timeout_s)
+                return Failed(failure=Failure.of(error, detail=self._tail()))
+            if kill_at == float("inf") and stopped():
+                connection.send_bytes(b'{"type": "cancel"}')
+                kill_at = now + self._grace_s
+            if now > kill_at:
+                self.kill()
+                return Cancelled(reason="killed: the handler did not stop in time")
+
+    def _ensure(self) -> Connection:
+        if self._process is not None and self._connection is not None and self._process.poll() is None:
+            return self._connection
+        self.kill()
+        ours, theirs = socket.socketpair()
+        environment = os.environ | self._settings.environ()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "workers.child", str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=environment,
+            )
+        self._log.clear()
+        self._reader = threading.Thread(target=self._copy, args=(self._process,), name="child-log", daemon=True)
+        self._reader.start()
+        self._connection = Connection(ours.detach())
+        return self._connection
+
+    def _copy(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            text = line.decode("utf-8", "replace")
+            self._log.append(text)
+            sys.stderr.write(text)
+        process.stderr.close()
+
+    def _tail(self) -> str:
+        if self._reader is not None:
+            self._reader.join(timeout=1.0)
+        return "".join(self._log)
+
+    def _post_mortem(self) -> Failure:
+        assert self._process is not None
+        code = self._process.wait()
+        how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        error = JobError(f"the job's process ended {how}", code="TAPE-6002", pid=self._process.pid)
+        trace.get_current_span().record_exception(error)
+        tail = self._tail()
+        self._forget()
+        return Failure.of(error, detail=tail)
+
+    def kill(self) -> None:
+        """End the child at once; the next job starts a new one."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = self._process = None
+
+    def close(self) -> None:
+        """Ask the child to end by closing its socket; kill it when it does not within two seconds."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._process is not None:
+            try:
+                self._process.wait(timeout=2.0)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._process = None

@@ -1,0 +1,71 @@
+"""References to data and models: fetched once into the worker's cache, verified by hash, then read from there.
+
+blob:NAME       an object in the store, e.g. a data set the client uploaded
+artifact:NAME   a manifest in the store, e.g. the adapter that a training made
+builtin:NAME    a base model that Tickertape can make on the spot
+file:PATH       a path on the worker's own machine
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from wire.blobs.manifest import materialise
+
+from schemas.artifact import Artifact
+from schemas.errors import InvalidError, NotFoundError
+from wire.blobs import Blobs
+
+BUILTIN = ("smollm2",)
+
+
+def resolve(ref: str, store: Blobs, cache: Path, *, field: str) -> Path:
+    """Return the local path of what `ref` names, fetched and verified.
+
+    Raises `InvalidError` (TAPE-1002) for another scheme, `NotFoundError` (TAPE-2001, TAPE-2003) for what is not there,
+    `JobError` (TAPE-6007) for bytes that are not what they should be.
+    """
+    scheme, colon, rest = ref.partition(":")
+    if not colon or not rest:
+        scheme = ""
+    if scheme == "file":
+        path = Path(rest).expanduser()
+        if not path.exists():
+            raise NotFoundError(
+                "no such file on this worker", code="TAPE-2003", file=str(path), field=field,
+                hint="upload it (`tape submit --data FILE` does), or mount it on every worker",
+            )  # fmt: skip
+        return path
+    if scheme == "blob":
+        return _blob(rest, store, cache)
+    if scheme == "artifact":
+        return _artifact(rest, store, cache)
+    if scheme == "builtin" and rest in BUILTIN:
+        from workers.llm.bases import smollm2
+
+        return smollm2(cache)
+    raise InvalidError(
+        f"{ref!r} is not a reference", field=field,
+        hint=f"use blob:NAME, artifact:NAME, file:PATH or builtin:{' | builtin:'.join(BUILTIN)}",
+    )  # fmt: skip
+
+
+def _artifact(address: str, store: Blobs, cache: Path) -> Path:
+    name, _, pin = address.partition("@sha256:")
+    sha256 = pin or hashlib.sha256(store.read(name)).hexdigest()
+    folder = cache / "artifacts" / sha256
+    artifact = Artifact(uri=f"artifact:{name}", name=name, sha256=sha256, size=0, files=0)
+    materialise(store, artifact, folder, cache=cache / "blobs")
+    return folder
+
+
+def _blob(name: str, store: Blobs, cache: Path) -> Path:
+    """Keep the suffix (readers look at it); cache by name and etag, so a changed object is fetched again."""
+    blob = store.stat(name)
+    key = hashlib.sha256(f"{name}\n{blob.etag}".encode()).hexdigest()
+    path = cache / "blobs" / f"{key}{Path(name).suffix}"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store.fetch(name, path)
+    return path

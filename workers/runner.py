@@ -1,0 +1,107 @@
+"""Run one attempt's handler: in this thread, or in a warm child process that may die without harm."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from opentelemetry import trace
+
+from schemas.errors import InvalidError, JobError, TapeError
+from schemas.outcome import Cancelled, Failed, Failure, Succeeded, Usage, Verdict
+from wire.blobs import Blobs
+from workers.attempt import Attempt
+from workers.context import CancelledByRequest, Context
+from workers.kinds import Kind
+
+_TRACER = trace.get_tracer("tickertape.worker")
+_VERDICTS = (Succeeded, Failed, Cancelled)
+
+
+class Runner(Protocol):
+    """Where a slot's jobs run."""
+
+    def run(
+        self, attempt: Attempt, report: Callable[[dict[str, Any]], None], stopped: Callable[[], bool]
+    ) -> Verdict: ...
+
+    def close(self) -> None: ...
+
+
+class InlineRunner:
+    """Runs handlers in the slot's own thread: for light kinds."""
+
+    def __init__(self, worker: str, cache: Path, open_store: Callable[[], Blobs]) -> None:
+        self._worker, self._cache, self._open_store = worker, cache, open_store
+
+    def run(self, attempt: Attempt, report: Callable[[dict[str, Any]], None], stopped: Callable[[], bool]) -> Verdict:
+        """Run the attempt here and return its verdict; a timeout is obeyed where the handler calls `check`."""
+        context = Context(
+            job=attempt.id,
+            kind=attempt.kind.name,
+            attempt=attempt.number,
+            worker=self._worker,
+            tenant=attempt.job.tenant,
+            cache=self._cache,
+            scratch=Path(tempfile.gettempdir()),
+            open_store=self._open_store,
+            report=report,
+            stopped=stopped,
+            deadline=time.monotonic() + attempt.timeout_s if attempt.timeout_s else None,
+            labels=attempt.job.labels,
+        )
+        return call(attempt.kind, context, attempt.params)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def call(kind: Kind, context: Context, params: Any) -> Verdict:
+    """Call a handler; whatever it raises or returns becomes a verdict of the closed set, never a false success."""
+    started = time.monotonic()
+    try:
+        verdict: Any = kind(context, params)
+        if not isinstance(verdict, _VERDICTS):
+            raise JobError(f"the handler of {kind.name} returned a {type(verdict).__name__}", code="TAPE-6004")
+    except CancelledByRequest:
+        verdict = Cancelled()
+    except Exception as error:
+        told = foreign(error)
+        if told.code == "TAPE-6005":
+            return Cancelled(usage=Usage(seconds=time.monotonic() - started))
+        trace.get_current_span().record_exception(error)
+        verdict = Failed(failure=Failure.of(told, detail=traceback.format_exc()))
+    seconds = time.monotonic() - started
+    usage: Usage = verdict.usage.model_copy(update={"seconds": seconds})
+    return verdict.model_copy(update={"usage": usage})  # type: ignore[no-any-return]
+
+
+def foreign(error: Exception) -> TapeError:
+    """Return an error of our tree for whatever a handler raised."""
+    if isinstance(error, TapeError):
+        return error
+    if isinstance(error, MemoryError):
+        return JobError("the process ran out of memory", code="TAPE-6003")
+    if isinstance(error, FileNotFoundError):
+        return InvalidError(f"no such file: {error.filename}", code="TAPE-2003", file=error.filename)
+    return JobError(f"{type(error).__name__}: {error}", code="TAPE-6001")
+
+
+class Scratch:
+    """A folder for one attempt, gone afterwards."""
+
+    def __init__(self, parent: Path) -> None:
+        parent.mkdir(parents=True, exist_ok=True)
+        self._parent = parent
+
+    def __enter__(self) -> Path:
+        self._path = Path(tempfile.mkdtemp(dir=self._parent))
+        return self._path
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._path, ignore_errors=True)

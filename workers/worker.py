@@ -1,0 +1,229 @@
+"""A worker put together: consumers, slots, pipeline, publisher, control, health. `python -m workers` runs one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import structlog
+from kafka.net.selector import NetworkSelector
+
+from schemas.ids import uuid7
+from schemas.job import Lane
+from schemas.topics import Names
+from wire.blobs import Blobs, open_store
+from wire.kafka import connection
+from wire.publish import KafkaPublisher, Publisher
+from wire.settings import Settings
+from wire.share import AcquireMode, Listener, OffsetRange, ShareConfig, ShareConsumer, ShareError
+from workers.again import Again
+from workers.control import Cancellations
+from workers.execute import Executor
+from workers.health import Health
+from workers.kinds import Kind, load
+from workers.lease import Consumer, LeaseLoop, Source
+from workers.process import ChildRunner
+from workers.runner import InlineRunner, Runner
+from workers.settle import Settler
+from workers.slots import Pool
+
+_LOG = structlog.get_logger("tickertape.worker")
+STALE_S = 10.0
+"""A loop that has not turned for this long is not live."""
+ROTATING_WAIT_S, LONG_WAIT_S = 0.1, 0.25
+
+Consume = Callable[[str, str, bool, Callable[[], None], Listener], Consumer]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What one worker does: kinds, room, and when it ends."""
+
+    kinds: tuple[str, ...]
+    slots: int = 1
+    lanes: tuple[str, ...] = tuple(Lane)
+    grace_s: float = 25.0
+    health_port: int | None = None
+    limit: int | None = None
+    idle_s: float | None = None
+
+
+class _Losses(Listener):
+    """Passes lost leases on to the loop, and trouble to the log."""
+
+    def __init__(self, lost: Callable[[Iterable[tuple[str, int, int]]], None]) -> None:
+        self._lost = lost
+
+    def on_lost(self, ranges: Iterable[OffsetRange], error: ShareError) -> None:
+        self._lost([(r.topic, r.partition, offset) for r in ranges for offset in range(r.first, r.last + 1)])
+
+    def on_error(self, error: ShareError) -> None:
+        _LOG.warning("share group", error=str(error))
+
+
+class Worker:
+    """One worker: built, then `run` until it drained.
+
+    `consume`, `publisher`, `store` and `control` are the ways to the outside; tests give their own.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        options: Options,
+        *,
+        kinds: Mapping[str, Kind] | None = None,
+        consume: Consume | None = None,
+        publisher: Publisher | None = None,
+        store: Blobs | None = None,
+        control: Cancellations | None = None,
+    ) -> None:
+        self.settings, self.options = settings, options
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid7()[-4:]}"
+        self.kinds = dict(kinds) if kinds is not None else load(options.kinds)
+        self._names = Names(settings.prefix)
+        self._store = store
+        self._opening = threading.Lock()
+        self._hurry = threading.Event()
+        self._net: Any = None
+        self._publisher = publisher or KafkaPublisher(settings, name=f"worker-{self.id}")
+        self._control = control or Cancellations(_control_reader(settings, self._names.control))
+        self._again = Again()
+        self._pools: dict[bool, Pool] = {}
+        self.loop = self._build(consume or self._share)
+        self.health = self._endpoint()
+
+    def _build(self, consume: Consume) -> LeaseLoop:
+        settler = Settler(
+            publisher=self._publisher,
+            store=self.store,
+            names=self._names,
+            worker=self.id,
+            now=now,
+            done=lambda record, ack: self.loop.done(record, ack),
+            again=self._again,
+        )
+        executor = Executor(
+            kinds=self.kinds,
+            names=self._names,
+            settler=settler,
+            now=now,
+            cancelled=self._control.reason,
+            stopping=self._hurry.is_set,
+            again=self._again,
+            give=lambda record: self._pool_of(self._names.parse_jobs(record.topic)[0]).give(record),
+        )
+        for kind in self.kinds.values():
+            light = kind.isolation == "thread"
+            if light not in self._pools:
+                make = partial(self._runner, light)
+                name = "thread" if light else "slot"
+                self._pools[light] = Pool(self.options.slots, make, executor.execute, name=name, light=light)
+        sources = [
+            Source(kind, lane, self._open(consume, kind, lane), self._pool_of(kind))
+            for kind in self.kinds
+            for lane in self.options.lanes
+        ]
+        return LeaseLoop(sources, forget=self._again.forget, limit=self.options.limit, idle_s=self.options.idle_s)
+
+    def _pool_of(self, kind: str) -> Pool:
+        return self._pools[self.kinds[kind].isolation == "thread"]
+
+    def _runner(self, light: bool) -> Runner:
+        if light:
+            return InlineRunner(self.id, self.settings.cache, self.store)
+        return ChildRunner(self.id, self.settings)
+
+    def _open(self, consume: Consume, kind: str, lane: str) -> Consumer:
+        topic, group = self._names.jobs(kind, lane), self._names.group(kind)
+        light = self.kinds[kind].isolation == "thread"
+        listener = _Losses(lambda places: self.loop.lost(places))
+        return consume(topic, group, light, lambda: self.loop.wake(), listener)
+
+    def _share(self, topic: str, group: str, light: bool, ready: Callable[[], None], listener: Listener) -> Consumer:
+        security = connection(self.settings)
+        servers = security.pop("bootstrap_servers")
+        keep = {key: value for key, value in security.items() if key.startswith(("security_", "sasl_", "ssl_"))}
+        crowded = not light and self.options.slots < len(self.kinds) * len(self.options.lanes)
+        config = ShareConfig(
+            bootstrap_servers=servers,
+            client_id=self.id,
+            security=keep,
+            mode=AcquireMode.BATCH if light else AcquireMode.RECORD_LIMIT,
+            max_wait=ROTATING_WAIT_S if crowded else LONG_WAIT_S,
+        )
+        if self._net is None:
+            self._net = NetworkSelector(client_id=self.id)
+        return ShareConsumer([topic], group, config, net=self._net, on_ready=ready, listener=listener)
+
+    def store(self) -> Blobs:
+        """Return the object store, opened when first asked for."""
+        with self._opening:
+            if self._store is None:
+                self._store = open_store(self.settings)
+            return self._store
+
+    def _endpoint(self) -> Health | None:
+        if self.options.health_port is None:
+            return None
+        loop = self.loop
+        slots = sum(pool.size for pool in self._pools.values())
+        return Health(
+            {
+                "live": lambda: (loop.age < STALE_S, {"loop_age_s": round(loop.age, 3), "worker": self.id}),
+                "ready": lambda: (not loop.draining, {"kinds": sorted(self.kinds), "draining": loop.draining}),
+                "busy": lambda: (loop.held > 0, {"held": loop.held, "slots": slots, "waiting": self._again.pending}),
+            },
+            port=self.options.health_port,
+        )
+
+    def drain(self, *_: object) -> None:
+        """Take nothing more and let running jobs end, within the grace; a second call hands them back at once."""
+        if self.loop.draining:
+            self._hurry.set()
+            return
+        _LOG.info("draining", held=self.loop.held, grace_s=self.options.grace_s)
+        timer = threading.Timer(self.options.grace_s, self._hurry.set)
+        timer.daemon = True
+        timer.start()
+        self.loop.drain()
+
+    def run(self) -> None:
+        """Work until drained, then settle, hand back what is left, and close everything."""
+        self._again.start()
+        for pool in self._pools.values():
+            pool.start()
+        if self.health is not None:
+            self.health.start()
+        _LOG.info("worker up", worker=self.id, kinds=sorted(self.kinds), slots=self.options.slots)
+        try:
+            self.loop.run(until=lambda: False)
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        self._hurry.set()
+        for pool in self._pools.values():
+            pool.stop(timeout=10.0)
+        self._again.stop()
+        try:
+            self._publisher.close(timeout=10.0)
+        finally:
+            self.loop.close(timeout=5.0)
+            self._control.close()
+            if self._net is not None:
+                self._net.close()
+            if self.health is not None:
+                self.health.stop()
+        _LOG.info("worker down", worker=self.id)
+
+
+def now() -> datetime:
+    """Return the time of the wall clock, in UTC."""
+    return datetime.now(UTC)
