@@ -87,6 +87,7 @@ CODES: dict[str, Code] = {
     "TAPE-5003": Code("the publish was not confirmed", _T, "retry; the publisher is idempotent", _CRIT),
     "TAPE-5004": Code("the publisher's buffer is full", _T, "slow down, or wait for earlier futures"),
     "TAPE-5005": Code("the broker's share groups are off or too old", _D, "use Apache Kafka 4.2 or newer", _CRIT),
+    "TAPE-5006": Code("the store ignores conditional writes", _D, "use one that honours them, e.g. MinIO", _CRIT),
     "TAPE-6001": Code("the job failed", _T, "read the error text in the outcome"),
     "TAPE-6002": Code("the job's process died", _C, "read the last log lines; a suspect is re-run alone"),
     "TAPE-6003": Code("out of memory", _R, "use a smaller batch, or a bigger machine"),
@@ -96,6 +97,7 @@ CODES: dict[str, Code] = {
     "TAPE-6007": Code("the data's hash does not match", _P, "the object is corrupt; restore or rebuild it", _CRIT),
     "TAPE-6008": Code("too many deliveries", _C, "look at why its workers die, then redrive it"),
     "TAPE-6009": Code("the training diverged", _P, "lower the learning rate"),
+    "TAPE-6010": Code("the worker itself is at fault", _P, "report it with the worker's log", _CRIT),
     "TAPE-7001": Code("the job ran longer than timeout_s", _TO, "raise timeout_s, or make the job smaller"),
     "TAPE-7002": Code("waiting took longer than asked", _TO, "wait longer; the job goes on"),
     "TAPE-8001": Code(
@@ -106,6 +108,9 @@ CODES: dict[str, Code] = {
     "TAPE-8004": Code("the native service did not start", _D, "read its log: `tape broker logs`", _CRIT),
     "TAPE-8005": Code(
         "no MinIO binary was found", _I, "run `tape store build`, or `tape store start --engine seaweedfs`"
+    ),
+    "TAPE-8006": Code(
+        "Tickertape itself is at fault", _P, "run it again with --debug, and report what it shows", _CRIT
     ),
 }
 
@@ -138,10 +143,13 @@ class TapeError(Exception):
 
     def __str__(self) -> str:
         where = " ".join(f"{key}={value}" for key, value in self.place.items())
-        return f"{self.code} {self.message}" + (f" [{where}]" if where else "") + f"; {self.hint}"
+        told = f"{self.code} {self.message}" + (f" [{where}]" if where else "") + f"; {self.hint}"
+        return " ".join(told.splitlines())
 
     def __reduce__(self) -> Any:
-        return (_rebuild, (type(self), self.message, self.code, self.hint, self.failure, self.place))
+        # The place may hold what cannot be pickled; an error must cross from a child process whatever it tells of.
+        place = {key: value if isinstance(value, int | float) else str(value) for key, value in self.place.items()}
+        return (_rebuild, (type(self), self.message, self.code, self.hint, self.failure, place))
 
 
 def _rebuild(

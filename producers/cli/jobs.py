@@ -1,0 +1,197 @@
+"""`tape watch`, `tape result`, `tape jobs` and `tape cancel`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from producers.cli.exits import Exit, exit_of
+from producers.cli.output import styled
+from producers.cli.parse import duration, moment
+from producers.cli.shell import Shell
+from schemas.errors import NotFoundError, TapeError, TimeoutExceeded
+
+if TYPE_CHECKING:
+    from producers.fold import View
+    from producers.handle import JobHandle
+    from schemas.event import Event
+    from schemas.outcome import Outcome
+
+COLUMNS = ("job", "kind", "lane", "state", "attempt", "worker", "submitted", "seconds", "code")
+
+Job = Annotated[str, typer.Argument(help="The job's id.")]
+Since = Annotated[str | None, typer.Option(help="Look at events from then on: 1h, 2d or an ISO time.")]
+Timeout = Annotated[str | None, typer.Option(help="How long to wait at most, e.g. 10m.")]
+
+
+def add(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (watch, result, jobs, cancel):
+        app.command()(command)
+
+
+def watch(context: typer.Context, job: Job, since: Since = None, timeout: Timeout = None) -> int:
+    """Print a job's events as they come, those of the past first, until it ends."""
+    shell: Shell = context.obj
+    limit = duration(timeout, "--timeout").total_seconds() if timeout else None
+    with shell.client() as client:
+        handle = client.job(job, since=moment(since, "--since") if since else None)
+        _there(handle)
+        last: Event | None = None
+        for last in handle.watch(limit):
+            shell.output.line(last.model_dump(mode="json", exclude_none=True), describe(last))
+        shell.output.next(f"tape result {job}")
+        return Exit.OK if last is not None and last.type == "succeeded" else Exit.JOB
+
+
+def result(
+    context: typer.Context,
+    job: Job,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the job ends.")] = False,
+    timeout: Timeout = None,
+    since: Since = None,
+) -> int:
+    """Print a job's outcome; exit code 6 unless it succeeded, 7 when it has not ended."""
+    shell: Shell = context.obj
+    limit = duration(timeout, "--timeout").total_seconds() if timeout else None
+    with shell.client() as client:
+        handle = client.job(job, since=moment(since, "--since") if since else None)
+        state = handle.state()
+        if state is None and not wait:
+            raise _missing(job)
+        from schemas.event import FINAL
+
+        if state not in FINAL and not wait:
+            raise TimeoutExceeded(
+                f"the job is {state}", code="TAPE-7002", job=job, hint=f"wait for it: tape result {job} --wait"
+            )
+        return show(shell, handle.result(limit))
+
+
+def jobs(
+    context: typer.Context,
+    since: Annotated[str, typer.Option(help="Look at events from then on: 1h, 2d or an ISO time.")] = "1h",
+    state: Annotated[list[str] | None, typer.Option(help="Only jobs in this state; may be repeated.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only jobs of this kind.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only jobs of this tenant.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The newest ones.")] = 50,
+) -> None:
+    """List jobs, newest last, as the events of the time since tell of them."""
+    shell: Shell = context.obj
+    from producers.fold import fold
+    from schemas.errors import InvalidError
+    from schemas.event import State
+
+    unknown = sorted(set(state or []) - set(State))
+    if unknown:
+        raise InvalidError(
+            f"{unknown[0]!r} is no state", code="TAPE-1010", field="--state", hint=f"use one of {', '.join(State)}"
+        )
+    with shell.client() as client:
+        views = fold(client.scan(moment(since, "--since")))
+    found = [view for view in views.values() if _wanted(view, state, kind, tenant)]
+    found.sort(key=lambda view: view.updated)
+    shell.output.rows((view.row() for view in found[-limit:]), COLUMNS)
+    if len(found) > limit:
+        shell.output.note(f"{len(found) - limit} older jobs left out; raise --limit")
+    if not found:
+        shell.output.note(f"no jobs since {since}; widen --since")
+
+
+def cancel(
+    context: typer.Context,
+    jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="The jobs' ids.")],
+    reason: Annotated[str, typer.Option(help="Why; it is kept in the outcome.")] = "cancelled on request",
+) -> int:
+    """Ask every worker to stop these jobs; exit code 8 when that went wrong for some of them."""
+    shell: Shell = context.obj
+    failed: list[TapeError] = []
+    with shell.client() as client:
+        for job in jobs:
+            try:
+                _cancel(shell, client.job(job), reason)
+            except TapeError as error:
+                shell.output.error(error)
+                failed.append(error)
+    if failed:
+        return Exit.PARTLY if len(failed) < len(jobs) else exit_of(failed[0])
+    return Exit.OK
+
+
+def finish(shell: Shell, handle: JobHandle, timeout: float | None) -> None:
+    """Wait for a job's outcome, its events told on stderr meanwhile, and print it."""
+    for event in handle.watch(timeout):
+        shell.output.note(describe(event, markup=False))
+    raise typer.Exit(show(shell, handle.result(timeout)))
+
+
+def show(shell: Shell, outcome: Outcome) -> int:
+    """Print an outcome; return the exit code that tells of it."""
+    row: dict[str, Any] = outcome.model_dump(mode="json", exclude_none=True)
+    if shell.output.table:
+        row = {key: value for key, value in row.items() if key not in {"schema_version", "artifacts", "failure"}}
+        row |= {
+            f"artifact {item.name}": f"{item.uri} ({item.files} files, {item.size:,} bytes)"
+            for item in outcome.artifacts
+        }
+        if outcome.failure is not None:
+            failure = outcome.failure
+            row |= {"code": failure.code, "failure": failure.message, "way out": failure.hint}
+            row |= {"where": failure.place} if failure.place else {}
+    shell.output.record(row)
+    if outcome.status == "succeeded":
+        return Exit.OK
+    shell.output.next(f"tape trace {outcome.job}")
+    return Exit.JOB
+
+
+def describe(event: Event, *, markup: bool = True) -> str:
+    """Return one line for people that tells of an event."""
+    from rich.markup import escape
+
+    name = f"{event.type.value:<10}"
+    parts = [
+        event.time.astimezone().strftime("%H:%M:%S"),
+        styled(event.type.value).replace(event.type.value, name) if markup else name,
+    ]
+    if event.attempt:
+        parts.append(f"attempt {event.attempt}")
+    if event.worker:
+        parts.append(f"on {event.worker}")
+    if event.progress:
+        parts.append(" ".join(f"{key}={_short(value)}" for key, value in event.progress.items()))
+    if event.failure:
+        parts.append(f"{event.failure.code} {event.failure.message}")
+    told = [escape(part) if markup else part for part in parts[2:]]
+    return "  ".join([*parts[:2], *told])
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _wanted(view: View, states: list[str] | None, kind: str | None, tenant: str | None) -> bool:
+    return (not states or view.state in states) and kind in (None, view.kind) and tenant in (None, view.tenant)
+
+
+def _cancel(shell: Shell, handle: JobHandle, reason: str) -> None:
+    from schemas.event import FINAL
+
+    state = handle.state()
+    if state is None:
+        raise _missing(handle.id)
+    if state in FINAL:
+        shell.output.note(f"{handle.id} ended already: {state}")
+    else:
+        handle.cancel(reason)
+    shell.output.line({"job": handle.id, "state": state, "asked": state not in FINAL}, f"{handle.id}  was {state}")
+
+
+def _there(handle: JobHandle) -> None:
+    if handle.state() is None:
+        raise _missing(handle.id)
+
+
+def _missing(job: str) -> NotFoundError:
+    return NotFoundError("no event tells of this job", code="TAPE-2002", job=job)

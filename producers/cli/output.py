@@ -1,0 +1,188 @@
+"""What `tape` prints: data on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from schemas.errors import TapeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Row = Mapping[str, Any]
+
+
+class Format(StrEnum):
+    """How data is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    JSONL = "jsonl"
+    YAML = "yaml"
+
+
+STATES = {
+    "queued": "cyan",
+    "running": "blue",
+    "retrying": "yellow",
+    "postponed": "yellow",
+    "succeeded": "green",
+    "ok": "green",
+    "warn": "yellow",
+    "failed": "red",
+    "fail": "red",
+    "dead": "bold red",
+    "cancelled": "magenta",
+    "expired": "magenta",
+}
+"""Colours of states and check results."""
+
+
+class Output:
+    """Where a command's words go: a table on a terminal, JSON lines into a pipe, or what `--output` says."""
+
+    def __init__(self, chosen: Format | None = None, *, color: bool | None = None) -> None:
+        self.format = chosen or (Format.TABLE if sys.stdout.isatty() else Format.JSONL)
+        self._color = color
+
+    @property
+    def table(self) -> bool:
+        """Whether people read this."""
+        return self.format is Format.TABLE
+
+    def rows(self, rows: Iterable[Row], columns: Sequence[str] | None = None) -> None:
+        """Print rows; a table shows `columns` only, the other formats everything."""
+        if self.format is Format.JSONL:
+            for row in rows:
+                self.line(row)
+            return
+        found = [plain(dict(row)) for row in rows]
+        if self.format is Format.TABLE:
+            self._table(found, columns or (list(found[0]) if found else []))
+        elif self.format is Format.YAML:
+            self._yaml(found)
+        else:
+            self._write(json.dumps(found, indent=2, ensure_ascii=False))
+
+    def record(self, row: Row) -> None:
+        """Print one thing."""
+        found = plain(dict(row))
+        if self.format is Format.TABLE:
+            self._pairs(found)
+        elif self.format is Format.YAML:
+            self._yaml(found)
+        else:
+            self._write(json.dumps(found, indent=2 if self.format is Format.JSON else None, ensure_ascii=False))
+
+    def line(self, row: Row, text: str = "") -> None:
+        """Print one thing of a stream as it comes: `text` for people, else a JSON line (or a YAML document)."""
+        if self.format is Format.TABLE:
+            self.console().print(text, highlight=False, soft_wrap=True)
+        elif self.format is Format.YAML:
+            self._write("---")
+            self._yaml(plain(dict(row)))
+        else:
+            self._write(json.dumps(plain(dict(row)), ensure_ascii=False))
+
+    def text(self, text: str) -> None:
+        """Print text as it is."""
+        self._write(text)
+
+    def note(self, text: str) -> None:
+        """Tell people what goes on, on stderr."""
+        self.console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False, style="dim")
+
+    def next(self, *commands: str) -> None:
+        """Tell people which commands are useful now, on stderr."""
+        for command in commands:
+            self.console(stderr=True).print(f"next: {command}", highlight=False, soft_wrap=True, markup=False)
+
+    def error(self, error: TapeError) -> None:
+        """Print one error: code, message, place, way out."""
+        console = self.console(stderr=True)
+
+        def tell(label: str, text: str) -> None:
+            console.print(f"  {label} {text}", highlight=False, soft_wrap=True, markup=False)
+
+        from rich.text import Text
+
+        console.print(Text.assemble((error.code, "bold red"), " ", error.message), highlight=False, soft_wrap=True)
+        if error.place:
+            tell("where:  ", "  ".join(f"{key}={value}" for key, value in error.place.items()))
+        tell("way out:", error.hint)
+
+    def console(self, *, stderr: bool = False) -> Console:
+        """Return the console of stdout or stderr, without colours where they are not wanted."""
+        from rich.console import Console
+
+        stream = sys.stderr if stderr else sys.stdout
+        off = self._color is False
+        return Console(file=stream, no_color=off or None, force_terminal=False if off else None)
+
+    def _table(self, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in columns:
+            table.add_column(column.upper(), overflow="fold", no_wrap=column in {"job", "state"})
+        for row in rows:
+            table.add_row(*(_cell(column, row.get(column)) for column in columns))
+        self.console().print(table)
+
+    def _pairs(self, row: dict[str, Any]) -> None:
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, show_header=False)
+        table.add_column(style="bold")
+        table.add_column(overflow="fold")
+        for key, value in row.items():
+            table.add_row(key, _cell(key, value))
+        self.console().print(table)
+
+    def _yaml(self, found: Any) -> None:
+        import yaml
+
+        self._write(yaml.safe_dump(found, sort_keys=False, allow_unicode=True).rstrip())
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as what JSON and YAML know."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, StrEnum):
+        return value.value
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def styled(state: str) -> str:
+    """Return a state with its colour, as rich's markup."""
+    colour = STATES.get(state)
+    return f"[{colour}]{state}[/]" if colour else state
+
+
+def _cell(column: str, value: Any) -> Any:
+    from rich.markup import escape
+    from rich.text import Text
+
+    if value is None or value in ({}, []):
+        return ""
+    if column in {"state", "status", "check"} and isinstance(value, str):
+        return styled(escape(value))
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1 else f"{value:,.1f}"
+    if isinstance(value, dict | list):
+        return Text(json.dumps(value, ensure_ascii=False))
+    return Text(str(value))

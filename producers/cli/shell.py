@@ -1,0 +1,53 @@
+"""What every command is given: settings, output, a client."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from producers.cli.output import Output
+
+if TYPE_CHECKING:
+    from producers.client import Client
+    from producers.ports import Ports
+    from wire.settings import Settings
+
+
+@dataclass
+class Shell:
+    """One run of `tape`: the options that stand before (or anywhere among) a command's own."""
+
+    output: Output = field(default_factory=Output)
+    given: dict[str, Any] = field(default_factory=dict)
+    debug: bool = False
+    ports: Ports | None = None
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings: option > environment > profile > default. Raises `InvalidError` (TAPE-1007)."""
+        from wire.settings import Settings
+
+        return Settings.load(**self.given)
+
+    @contextmanager
+    def client(self) -> Iterator[Client]:
+        """Open a client with telemetry, and close both in the end."""
+        from producers.client import Client
+        from wire.telemetry import configure
+
+        quiet = self.settings.model_copy(update={"log_level": "info" if self.debug else "error"})
+        provider = configure(quiet, "client", traces=self.ports is None)
+        try:
+            with Client(settings=self.settings, ports=self.ports) as client:
+                yield client
+        finally:
+            if provider is not None:
+                provider.shutdown()
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment for a child process, with the options given here in it."""
+        return {**os.environ, **{f"TAPE_{key.upper()}": str(value) for key, value in self.given.items() if value}}

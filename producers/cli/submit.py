@@ -1,0 +1,111 @@
+"""`tape submit`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from producers.cli.parse import duration, pairs, parameters
+from producers.cli.shell import Shell
+
+if TYPE_CHECKING:
+    from producers.client import Client
+    from producers.request import Request
+
+SCHEMES = ("blob:", "artifact:", "builtin:", "file:")
+
+
+def add(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(submit)
+
+
+def submit(  # noqa: PLR0913, PLR0917 - one parameter an option
+    context: typer.Context,
+    kind: Annotated[str, typer.Argument(help="training, evaluation, inference, indexing, or an installed kind.")],
+    params: Annotated[str | None, typer.Option(help="The parameters: JSON, @FILE, or - for stdin.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="One parameter, key=value; lora.rank=4 works.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="A local file, uploaded to the store; or a blob: reference.")] = None,
+    validation: Annotated[str | None, typer.Option(help="Like --data, for validation while training.")] = None,
+    lane: Annotated[str, typer.Option(help="interactive or bulk.")] = "bulk",
+    tenant: Annotated[str | None, typer.Option(help="Whose job it is.")] = None,
+    key: Annotated[str | None, typer.Option(help="Idempotency key: the same key is the same job.")] = None,
+    timeout: Annotated[str | None, typer.Option(help="How long one attempt may run, e.g. 30m.")] = None,
+    expires_in: Annotated[str | None, typer.Option(help="Do not start it after this, e.g. 2h.")] = None,
+    max_attempts: Annotated[int | None, typer.Option(help="Attempts before it is given up.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="A label, key=value.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the outcome and print it.")] = False,
+    wait_timeout: Annotated[str | None, typer.Option(help="How long to wait at most.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the record; send nothing.")] = False,
+) -> None:
+    """Submit a job; prints its id when the broker has it on disk."""
+    shell: Shell = context.obj
+    from producers.request import Request
+
+    found = parameters(params, set_ or [])
+    options: dict[str, Any] = {
+        "lane": lane,
+        "tenant": tenant,
+        "key": key,
+        "timeout_s": duration(timeout, "--timeout").total_seconds() if timeout else None,
+        "expires_at": datetime.now(UTC) + duration(expires_in, "--expires-in") if expires_in else None,
+        "max_attempts": max_attempts,
+        "labels": pairs(label or [], "--label"),
+    }
+    files = {name: text for name, text in (("data", data), ("validation", validation)) if text is not None}
+    limit = duration(wait_timeout, "--wait-timeout").total_seconds() if wait_timeout else None
+    with shell.client() as client:
+        found |= {name: _reference(shell, client, text, dry_run) for name, text in files.items()}
+        request = Request(kind, found, **options)
+        if dry_run:
+            _show(shell, client, request)
+            return
+        handle = client.submit(request)
+        if wait:
+            from producers.cli.jobs import finish
+
+            shell.output.note(f"submitted {handle.id}")
+            finish(shell, handle, limit)
+            return
+        shell.output.record({"job": handle.id, "kind": kind, "lane": lane})
+        shell.output.next(f"tape watch {handle.id}", f"tape result {handle.id} --wait")
+
+
+def _reference(shell: Shell, client: Client, text: str, dry_run: bool) -> str:
+    if text.startswith(SCHEMES):
+        return text
+    if dry_run:
+        return f"blob:uploads/…/{Path(text).name}"
+    reference = client.upload(text)
+    shell.output.note(f"{text} is {reference}")
+    return reference
+
+
+def _show(shell: Shell, client: Client, request: Request) -> None:
+    from producers.request import prepare
+
+    message = prepare(request, client.names, tenant=client.settings.tenant).request
+    headers = {name: value.decode() for name, value in message.headers}
+    shell.output.record({"topic": message.topic, "key": message.key, "headers": headers, "value": _json(message.value)})
+
+
+def _json(value: bytes) -> Any:
+    import json
+
+    return json.loads(value)
+
+
+def kinds(extra: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the kinds this installation knows: those that ship, those of installed packages, and `extra`."""
+    from importlib.metadata import entry_points
+
+    from schemas.job import PARAMS
+
+    installed = [point.name for point in entry_points(group="tickertape.kinds")]
+    return tuple(dict.fromkeys([*PARAMS, *installed, *extra]))
