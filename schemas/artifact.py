@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from schemas.model import Open, Sha256
+
+_UNSAFE = r"^/|(^|/)\.{0,2}(/|$)|[\\\u0000-\u001f]|^[A-Za-z]:"
+
+
+def _relative(path: str) -> str:
+    if re.search(_UNSAFE, path):
+        raise ValueError("not a plain relative path: no leading slash, `.`, `..`, backslash or control character")
+    return path
+
+
+RelativePath = Annotated[
+    str, Field(min_length=1, json_schema_extra={"not": {"pattern": _UNSAFE}}), AfterValidator(_relative)
+]
+"""A path that stays below the folder it is joined to, on any system: manifests come from other machines."""
 
 
 class ArtifactFile(Open):
     """One file of an artifact: its relative path and the blob that holds its bytes."""
 
-    path: str = Field(min_length=1, description="relative path with forward slashes")
+    path: RelativePath = Field(description="relative path with forward slashes")
     sha256: Sha256
     size: int = Field(ge=0, description="bytes")
 

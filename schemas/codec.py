@@ -1,7 +1,9 @@
 """CloudEvents 1.0 over Kafka: binary mode written, binary and structured mode read.
 
-Source: CloudEvents 1.0.2, Kafka Protocol Binding §3 (headers `ce_*`, `content-type`; structured mode is a value of
-`application/cloudevents+json`). W3C trace context travels in the headers `traceparent` and `tracestate`.
+Source: CloudEvents 1.0.2, Kafka Protocol Binding §3 (headers `ce_*`, `content-type`, all plain UTF-8 without
+percent-encoding; structured mode is a value of `application/cloudevents+json`) and JSON Format §3. W3C trace context
+travels in the headers `traceparent` and `tracestate`; they win over the extensions of the same name, which tell where
+the event began and not who sent it last.
 """
 
 from __future__ import annotations
@@ -9,11 +11,14 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticSerializationError, from_json
 
 from schemas.errors import InvalidError
 
@@ -50,49 +55,47 @@ def event_type(name: str) -> str:
 
 
 def encode(envelope: Envelope) -> list[tuple[str, bytes]]:
-    """Return the headers of the binary mode; the record's value is `envelope.data`."""
-    headers = [
-        ("ce_specversion", b"1.0"),
-        ("ce_id", envelope.id.encode()),
-        ("ce_type", envelope.type.encode()),
-        ("ce_source", envelope.source.encode()),
-        ("content-type", envelope.content_type.encode()),
-    ]
+    """Return the headers of the binary mode; the record's value is `envelope.data`.
+
+    Raises `InvalidError` (TAPE-1004) for a text that UTF-8 cannot hold, such as half of a surrogate pair.
+    """
+    texts = [("ce_specversion", SPEC), ("ce_id", envelope.id), ("ce_type", envelope.type)]
+    texts += [("ce_source", envelope.source), ("content-type", envelope.content_type)]
     if envelope.subject is not None:
-        headers.append(("ce_subject", envelope.subject.encode()))
+        texts.append(("ce_subject", envelope.subject))
     if envelope.time is not None:
-        headers.append(("ce_time", envelope.time.encode()))
-    for name, value in envelope.extensions.items():
-        bare = name in {"traceparent", "tracestate"}
-        headers.append((name if bare else f"ce_{name}", value.encode()))
-    return headers
+        texts.append(("ce_time", envelope.time))
+    texts += [(name if name in _TRACE else f"ce_{name}", value) for name, value in envelope.extensions.items()]
+    return [(name, _bytes(name, text)) for name, text in texts]
 
 
 def decode(value: bytes | None, headers: Iterable[Header]) -> Envelope:
-    """Read a record's CloudEvent, in binary or structured mode.
+    """Read a record's CloudEvent, in binary or structured mode; of repeated headers the last counts.
 
     Raises `InvalidError` that names the header or field: TAPE-1001 not JSON, TAPE-1004 incomplete envelope.
     """
-    found = {name.lower(): raw for name, raw in headers if raw is not None}
+    found = {name.lower(): bytes(raw) for name, raw in headers if raw is not None}
     content_type = _text(found, "content-type") or JSON_TYPE
-    if content_type.split(";", 1)[0].strip().lower() == STRUCTURED_TYPE:
+    media_type = content_type.split(";", 1)[0].strip().lower()
+    if media_type == STRUCTURED_TYPE:
         return _structured(value, found)
-    attributes: dict[str, str] = {}
-    extensions: dict[str, str] = {}
-    for name in found:
-        if name.startswith("ce_"):
-            text = _text(found, name)
-            assert text is not None
-            bare = name[3:]
-            (attributes if bare in _ATTRIBUTES else extensions)[bare] = text
-        elif name in {"traceparent", "tracestate"}:
-            extensions[name] = _text(found, name) or ""
+    if media_type.startswith("application/cloudevents"):
+        raise InvalidError(f"{media_type} is not read here", code="TAPE-1004", field="content-type")
     if value is None:
         raise InvalidError("the record has no value", code="TAPE-1001", field="value")
-    return _build(attributes, extensions, value, content_type)
+    attributes = {name[3:]: _text(found, name) or "" for name in found if name.startswith("ce_") and len(name) > 3}
+    return _build(attributes, found, value, content_type)
 
 
 _ATTRIBUTES = frozenset({"specversion", "id", "type", "source", "subject", "time"})
+_TRACE = ("traceparent", "tracestate")
+
+
+def _bytes(name: str, text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidError("a header is not valid Unicode", code="TAPE-1004", field=name) from error
 
 
 def _text(found: dict[str, bytes], name: str) -> str | None:
@@ -107,36 +110,38 @@ def _text(found: dict[str, bytes], name: str) -> str | None:
 
 def _structured(value: bytes | None, found: dict[str, bytes]) -> Envelope:
     event = parse_object(value)
-    data = _data(event)
-    extensions = {
-        name: text if isinstance(text, str) else json.dumps(text)
-        for name, text in event.items()
-        if name not in _ATTRIBUTES | {"data", "data_base64", "datacontenttype", "dataschema"}
-    }
-    for name in ("traceparent", "tracestate"):
-        if name in found:
-            extensions.setdefault(name, _text(found, name) or "")
     attributes: dict[str, str] = {}
-    for name in _ATTRIBUTES & event.keys():
-        if not isinstance(event[name], str):
+    for name, content in event.items():
+        if content is None or name in {"data", "data_base64", "datacontenttype"}:
+            continue
+        if name in _ATTRIBUTES and not isinstance(content, str):
             raise InvalidError("a CloudEvents attribute is not a string", code="TAPE-1004", field=name)
-        attributes[name] = event[name]
-    content_type = event.get("datacontenttype", JSON_TYPE)
-    return _build(attributes, extensions, data, content_type if isinstance(content_type, str) else JSON_TYPE)
+        attributes[name] = content if isinstance(content, str) else _compact(content)
+    content_type = event.get("datacontenttype") or JSON_TYPE
+    if not isinstance(content_type, str):
+        raise InvalidError("a CloudEvents attribute is not a string", code="TAPE-1004", field="datacontenttype")
+    return _build(attributes, found, _data(event, content_type), content_type)
 
 
-def _data(event: dict[str, Any]) -> bytes:
-    if "data_base64" in event:
+def _data(event: dict[str, Any], content_type: str) -> bytes:
+    if event.get("data_base64") is not None:
         try:
             return base64.b64decode(event["data_base64"], validate=True)
         except (binascii.Error, TypeError, ValueError) as error:
             raise InvalidError("data_base64 is not base64", code="TAPE-1004", field="data_base64") from error
     if "data" not in event:
         raise InvalidError("the CloudEvent has no data", code="TAPE-1004", field="data")
-    return json.dumps(event["data"], ensure_ascii=False, separators=(",", ":")).encode()
+    data = event["data"]
+    if isinstance(data, str) and not re.match(r"[^;]*[/+]json\s*(;|$)", content_type, re.IGNORECASE):
+        return data.encode()  # JSON Format §3.1: a string that is not JSON stands for its own characters
+    return _compact(data).encode()
 
 
-def _build(attributes: dict[str, str], extensions: dict[str, str], data: bytes, content_type: str) -> Envelope:
+def _compact(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _build(attributes: dict[str, str], found: dict[str, bytes], data: bytes, content_type: str) -> Envelope:
     for name in ("specversion", "id", "type", "source"):
         if not attributes.get(name):
             raise InvalidError(f"the CloudEvents attribute {name} is missing", code="TAPE-1004", field=f"ce_{name}")
@@ -144,6 +149,8 @@ def _build(attributes: dict[str, str], extensions: dict[str, str], data: bytes, 
         raise InvalidError(
             f"CloudEvents {attributes['specversion']} is not read here", code="TAPE-1004", field="ce_specversion"
         )
+    extensions = {name: text for name, text in attributes.items() if name not in _ATTRIBUTES}
+    extensions |= {name: _text(found, name) or "" for name in _TRACE if name in found}
     return Envelope(
         id=attributes["id"],
         type=attributes["type"],
@@ -156,36 +163,87 @@ def _build(attributes: dict[str, str], extensions: dict[str, str], data: bytes, 
     )
 
 
+_BOM = b"\xef\xbb\xbf"
+_ODD = re.compile(rb"NaN|Infinity|[eE]\+?[0-9]|[0-9]{309}")
+"""Bytes without which no number in a JSON text can be infinite or not a number."""
+
+_JSON_NAMES = {list: "array", str: "string", bool: "boolean", int: "number", float: "number", type(None): "null"}
+
+
 def parse_object(value: bytes | None) -> dict[str, Any]:
-    """Return the JSON object that `value` holds. Raises `InvalidError` (TAPE-1001) with line and column."""
+    """Return the JSON object that `value` holds, strictly by RFC 8259; a byte order mark is skipped.
+
+    Of repeated names the last counts. Raises `InvalidError` (TAPE-1001) with line and column: not JSON, not UTF-8,
+    half of a surrogate pair, NaN or infinity, nested deeper than the parser goes (about 200), or not an object.
+    """
+    text = (value or b"").removeprefix(_BOM)
     try:
-        found = json.loads(value or b"")
-    except UnicodeDecodeError as error:
-        raise InvalidError("the value is not UTF-8", code="TAPE-1001", offset_bytes=error.start) from error
-    except json.JSONDecodeError as error:
-        raise InvalidError(
-            f"the value is not JSON: {error.msg}", code="TAPE-1001", line=error.lineno, column=error.colno
-        ) from error
-    except RecursionError as error:
-        raise InvalidError("the JSON is nested too deeply", code="TAPE-1001") from error
+        found = from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        raise _not_json(str(error)) from None
     if not isinstance(found, dict):
-        raise InvalidError(f"the value is a JSON {type(found).__name__}, not an object", code="TAPE-1001")
+        name = _JSON_NAMES[type(found)]
+        raise InvalidError(f"the value is a JSON {name}, not an object", code="TAPE-1001")
+    if _ODD.search(text):
+        _refuse_infinite(found)
     return found
+
+
+def _not_json(told: str) -> InvalidError:
+    place = re.search(r"(.*) at line (\d+) column (\d+)$", told, re.DOTALL)
+    if place is None:
+        return InvalidError(f"the value is not JSON: {told}", code="TAPE-1001")
+    line, column = int(place[2]), int(place[3])
+    return InvalidError(f"the value is not JSON: {place[1]}", code="TAPE-1001", line=line, column=column)
+
+
+def _refuse_infinite(found: dict[str, Any]) -> None:
+    """A number such as 1e999 reads as infinity, which no JSON text can hold when it is written again."""
+    rest: list[tuple[str, Any]] = [("", found)]
+    while rest:
+        path, item = rest.pop()
+        if isinstance(item, dict):
+            rest += [(f"{path}.{key}".lstrip("."), inner) for key, inner in item.items()]
+        elif isinstance(item, list):
+            rest += [(f"{path}.{index}", inner) for index, inner in enumerate(item)]
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise InvalidError("the number is too large", code="TAPE-1001", field=path)
 
 
 def parse(model: type[M], value: bytes | dict[str, Any], **place: Any) -> M:
     """Read `value` as `model`. Raises `InvalidError` (TAPE-1001, 1002) that names every wrong field."""
     try:
-        return model.model_validate_json(value) if isinstance(value, bytes) else model.model_validate(value)
+        if isinstance(value, dict):
+            return model.model_validate(value)
+        if _ODD.search(value):
+            parse_object(value)  # the model's own reader takes NaN and infinity where the type is open
+        return model.model_validate_json(value.removeprefix(_BOM))
+    except InvalidError as error:
+        error.place |= place
+        raise
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False)
-        first = problems[0]
-        if first["type"] == "json_invalid":
-            raise InvalidError(f"the value is not JSON: {first['msg']}", code="TAPE-1001", **place) from None
-        told = "; ".join(f"{_path(item['loc'])}: {item['msg'].removeprefix('Value error, ')}" for item in problems[:5])
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        field = _path(first["loc"])
-        raise InvalidError(told + more, code="TAPE-1002", field=field, **place) from None
+        raise _told(error, place) from None
+
+
+def dump(message: BaseModel) -> bytes:
+    """Return the message as UTF-8 JSON. Raises `InvalidError` (TAPE-1002) for content that JSON cannot hold."""
+    try:
+        return message.model_dump_json().encode()
+    except (PydanticSerializationError, ValueError) as error:
+        name = type(message).__name__
+        raise InvalidError(f"{name} cannot be written as JSON: {error}", code="TAPE-1002", field=name) from None
+
+
+def _told(error: ValidationError, place: dict[str, Any]) -> InvalidError:
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    first = problems[0]
+    if first["type"] == "json_invalid":
+        found = _not_json(first["msg"].removeprefix("Invalid JSON: "))
+        found.place |= place
+        return found
+    told = "; ".join(f"{_path(item['loc'])}: {item['msg'].removeprefix('Value error, ')}" for item in problems[:5])
+    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+    return InvalidError(told + more, code="TAPE-1002", **{"field": _path(first["loc"]), **place})
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -28,13 +28,11 @@ class State(StrEnum):
 FINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED, State.DEAD})
 """A job that reached one of these stays there; only a redrive makes a new life of a dead one."""
 
-_ENDS = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED, State.DEAD})
-
 TRANSITIONS: dict[State, frozenset[State]] = {
-    State.QUEUED: frozenset({State.RUNNING, State.POSTPONED, State.RETRYING}) | _ENDS,
-    State.RUNNING: frozenset({State.RUNNING, State.RETRYING, State.POSTPONED}) | _ENDS,
-    State.RETRYING: frozenset({State.RUNNING, State.RETRYING, State.POSTPONED}) | _ENDS,
-    State.POSTPONED: frozenset({State.RUNNING, State.POSTPONED, State.RETRYING}) | _ENDS,
+    State.QUEUED: frozenset({State.RUNNING, State.POSTPONED, State.RETRYING}) | FINAL,
+    State.RUNNING: frozenset({State.RUNNING, State.RETRYING, State.POSTPONED}) | FINAL,
+    State.RETRYING: frozenset({State.RUNNING, State.RETRYING, State.POSTPONED}) | FINAL,
+    State.POSTPONED: frozenset({State.RUNNING, State.POSTPONED, State.RETRYING}) | FINAL,
     State.SUCCEEDED: frozenset(),
     State.FAILED: frozenset(),
     State.CANCELLED: frozenset(),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import time
 import uuid
+
+from schemas.errors import InvalidError
 
 JOBS = uuid.UUID("5a0c6f5e-6f0b-5d0e-9a63-9d1f6f1c9a10")
 """Namespace of job ids that come from an idempotency key, and of ids that come from a CloudEvents source and id."""
@@ -23,9 +27,22 @@ def uuid7() -> str:
 
 def job_id(tenant: str, key: str | None) -> str:
     """Return the id of a new job: UUIDv5 of tenant and idempotency key, or a UUIDv7 without a key (DESIGN §4)."""
-    return uuid7() if key is None else str(uuid.uuid5(JOBS, f"{tenant}\n{key}"))
+    return uuid7() if key is None else derived_id(tenant, key)
 
 
 def derived_id(*parts: str) -> str:
     """Return the one id that these parts always give, so that readers can drop a repeat."""
-    return str(uuid.uuid5(JOBS, "\n".join(parts)))
+    return str(uuid.uuid5(JOBS, json.dumps(parts)))  # JSON, so that no two lists of parts read alike
+
+
+_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+
+
+def checked(job: str, *, field: str = "ce_subject") -> str:
+    """Return `job` if it can be a job's id: what is safe in a path, a URL and a log line, at most 128 characters.
+
+    Ids come from strangers and become names in the store. Raises `InvalidError` (TAPE-1004) that names `field`.
+    """
+    if not _SAFE.fullmatch(job):
+        raise InvalidError("the job's id has other characters than A-Z a-z 0-9 . _ : -", code="TAPE-1004", field=field)
+    return job

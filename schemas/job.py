@@ -5,7 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, Field, model_validator
+from pydantic import AwareDatetime, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
 from schemas.model import Name, Open, Strict
 
@@ -29,7 +30,9 @@ class Job(Open):
     key: str | None = Field(default=None, max_length=512, description="idempotency key: the same key is the same job")
     timeout_s: float | None = Field(default=None, gt=0, description="seconds one attempt may run")
     expires_at: AwareDatetime | None = Field(default=None, description="not started after this moment")
-    max_attempts: int | None = Field(default=None, ge=1, le=100)
+    max_attempts: int | None = Field(
+        default=None, ge=1, le=8, description="below the broker's delivery limit, which is 10"
+    )
     labels: dict[str, str] = Field(default_factory=dict, max_length=32)
 
 
@@ -69,8 +72,18 @@ class Training(Strict):
     limit: int | None = Field(default=None, ge=1, description="rows used at most")
 
 
+def _given(name: str) -> JsonDict:
+    """The JSON Schema of an object that has this field, and not as null."""
+    return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+
+
+_ASKS_ACCURACY: JsonDict = {"required": ["metrics"], "properties": {"metrics": {"contains": {"const": "accuracy"}}}}
+
+
 class Evaluation(Strict):
     """Measure a model, or an adapter beside its base, on held-out rows."""
+
+    model_config = ConfigDict(json_schema_extra={"if": _ASKS_ACCURACY, "then": _given("labels")})
 
     model: Ref
     adapter: Ref | None = None
@@ -103,6 +116,8 @@ class Message(Strict):
 
 class Inference(Strict):
     """Generate text for one prompt, one chat, or every row of a JSONL file."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [_given(name) for name in ("prompt", "messages", "data")]})
 
     model: Ref
     adapter: Ref | None = None

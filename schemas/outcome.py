@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -19,7 +20,7 @@ class Failure(Open):
     """Why an attempt failed, as data: class, stable code, text, place and the way out."""
 
     failure: FailureClass
-    code: str = Field(pattern=r"^TAPE-\d{4}$")
+    code: str = Field(pattern=r"^TAPE-[0-9]{4}$")
     message: str
     hint: str = ""
     place: dict[str, Any] = Field(default_factory=dict)
@@ -27,15 +28,29 @@ class Failure(Open):
 
     @classmethod
     def of(cls, error: TapeError, detail: str | None = None) -> Failure:
-        """Return the failure that tells of `error`, its texts bounded by `TEXT_LIMIT`."""
+        """Return the failure that tells of `error`: its texts bounded by `TEXT_LIMIT` and always valid Unicode.
+
+        A failure must be writable whatever went wrong: a file name that is not UTF-8 must not cost the outcome.
+        """
         return cls(
             failure=error.failure,
             code=error.code,
-            message=error.message[:TEXT_LIMIT],
-            hint=error.hint,
-            place={key: value if isinstance(value, int | float) else str(value) for key, value in error.place.items()},
-            detail=detail[-TEXT_LIMIT:] if detail else None,
+            message=_clean(error.message)[:TEXT_LIMIT],
+            hint=_clean(error.hint)[:TEXT_LIMIT],
+            place={_clean(key): _plain(value) for key, value in error.place.items()},
+            detail=_clean(detail)[-TEXT_LIMIT:] if detail else None,
         )
+
+
+def _clean(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _plain(value: object) -> int | float | str:
+    """Numbers that JSON can hold stay numbers; all else becomes text."""
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return _clean(str(value))[:TEXT_LIMIT]
 
 
 class Usage(Open):
