@@ -29,32 +29,49 @@ class Alarm:
     def __init__(self, net: Any) -> None:
         self._net = net
         self._future: Future | None = None
-        self._rung = False
+        self._rung = self._shut = self._deaf = False
 
     def ring(self) -> None:
-        """End the wait under way, or else the next one at once. Network thread only."""
-        if self._future is not None and not self._future.is_done:
-            self._future.success(None)
-        else:
+        """End the wait under way, or else the next one at once; a pause is not cut short. Network thread only."""
+        if self._deaf or not self._end():
             self._rung = True
+
+    def shut(self) -> None:
+        """End every wait and pause from now on. Network thread only."""
+        self._shut = True
+        self._end()
 
     async def wait(self, seconds: float | None) -> None:
         """Wait so long, or until rung."""
-        if self._rung:
-            self._rung = False
+        if not self._rung:
+            await self._sleep(seconds)
+        self._rung = False
+
+    async def pause(self, seconds: float) -> None:
+        """Wait so long, whoever rings: back-off would be none if every bit of news ended it."""
+        self._deaf = True
+        try:
+            await self._sleep(seconds)
+        finally:
+            self._deaf = False
+
+    async def _sleep(self, seconds: float | None) -> None:
+        if self._shut:
             return
         self._future = Future()
-        timer = None if seconds is None else self._net.call_later(max(seconds, 0.0), self._ring_timer)
+        timer = None if seconds is None else self._net.call_later(max(seconds, 0.0), self._end)
         try:
             await self._future
         finally:
-            self._future, self._rung = None, False
+            self._future = None
             if timer is not None:
                 self._net.cancel(timer)
 
-    def _ring_timer(self) -> None:
-        if self._future is not None and not self._future.is_done:
-            self._future.success(None)
+    def _end(self) -> bool:
+        if self._future is None or self._future.is_done:
+            return False
+        self._future.success(None)
+        return True
 
 
 class Backoff:

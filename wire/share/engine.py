@@ -83,7 +83,7 @@ class Engine:
                 self._mail.report(error)
                 if isinstance(error, FatalError):
                     return
-                await self._member_alarm.wait(backoff.next())
+                await self._member_alarm.pause(backoff.next())
             else:
                 self._spawn(self._attend)
                 self._spawn(self._survey)
@@ -105,8 +105,7 @@ class Engine:
                 self._coordinator = None
                 self._mail.report(error)
                 delay = backoff.next()
-            if not self._closing:
-                await self._member_alarm.wait(delay)
+            await self._member_alarm.pause(delay)
 
     async def _beat(self) -> None:
         """One heartbeat. Raises what it was answered, after which the coordinator is looked for anew."""
@@ -156,8 +155,8 @@ class Engine:
                 missing = True
             if not missing:
                 backoff.reset()
-            elif not self._closing:
-                await self._survey_alarm.wait(backoff.next())
+            else:
+                await self._survey_alarm.pause(backoff.next())
                 self._stale = True
 
     async def _locate(self) -> bool:
@@ -194,11 +193,11 @@ class Engine:
 
     async def close(self, deadline: float) -> None:
         """End the sessions, leave the group, close the connections; at the deadline, just close the connections."""
-        self._closing = self.fetcher.closing = True
+        self._closing = True
         timer = self._net.call_at(deadline, self._channel.close)
-        for alarm in (self._survey_alarm, self._member_alarm):
-            alarm.ring()
-        self.fetcher.ring()
+        self._survey_alarm.shut()
+        self._member_alarm.shut()
+        self.fetcher.shut()
         try:
             while self._running and time.monotonic() < deadline:
                 await self._done.wait(max(0.0, deadline - time.monotonic()))

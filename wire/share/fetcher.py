@@ -69,6 +69,12 @@ class Fetcher:
         for line in self._lines.values():
             line.alarm.ring()
 
+    def shut(self) -> None:
+        """Every loop ends its session and itself."""
+        self.closing = True
+        for line in self._lines.values():
+            line.alarm.shut()
+
     def arrange(
         self, assigned: frozenset[TopicPartition], look: Callable[[], None]
     ) -> Iterator[Callable[[], Awaitable[None]]]:
@@ -103,15 +109,13 @@ class Fetcher:
     async def _serve(self, line: Line) -> None:
         try:
             while not self.closing:
-                delay = await self._step(line)
-                if delay is not None and not self.closing:
-                    await line.alarm.wait(delay)
+                await line.alarm.wait(await self._step(line))
             await self._end(line)
         finally:
             line.running = False
 
-    async def _step(self, line: Line) -> float | None:
-        """Do the next thing with this leader. Returns seconds to wait, None to go on at once."""
+    async def _step(self, line: Line) -> float:
+        """Do the next thing with this leader. Returns seconds to wait unless something changes."""
         now = time.monotonic()
         self._mail.shed(now)
         wanted = self._wanted(line.node)
@@ -124,7 +128,7 @@ class Fetcher:
         line.acks_since = (line.acks_since or now) if queued else 0.0
         if queued and not line.session.open:
             self._mail.lose(SessionLostError(f"no session with broker {line.node}"), node=line.node)
-            return None
+            return 0.0
         share = 0 if alone or not wanted else self._share(line, free)
         if share:
             return await self._attempt(line, partial(self._fetch, line, wanted, share))
@@ -141,8 +145,8 @@ class Fetcher:
         idle = [node for node, other in sorted(self._lines.items()) if not other.session.busy and self._wanted(node)]
         return shares(free, idle, self._hot, self._turn).get(line.node, 0)
 
-    async def _attempt(self, line: Line, action: Callable[[], Awaitable[ShareError | None]]) -> float | None:
-        """Run one exchange. Returns how long to pause after a failure: full jitter."""
+    async def _attempt(self, line: Line, action: Callable[[], Awaitable[ShareError | None]]) -> float:
+        """Run one exchange; after a failure, pause with full jitter."""
         try:
             error = await action()
         except ShareError as exc:
@@ -156,12 +160,12 @@ class Fetcher:
                 other.alarm.ring()
         if error is None:
             line.backoff.reset()
-            return None
-        if self.closing:
-            return None
-        self._mail.report(error)
-        self._look()
-        return _IDLE if isinstance(error, FatalError) else line.backoff.next()
+            return 0.0
+        if not self.closing:
+            self._mail.report(error)
+            self._look()
+            await line.alarm.pause(_IDLE if isinstance(error, FatalError) else line.backoff.next())
+        return 0.0
 
     def _lose(self, line: Line, error: ShareError) -> None:
         """The session is gone, with every lease of it; closing its connection makes the broker release them."""

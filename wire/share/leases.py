@@ -27,6 +27,13 @@ class Answered(NamedTuple):
     error: ShareError | None
 
 
+class Lost(NamedTuple):
+    """Ranges that were open, and those among them whose acceptance or rejection was not confirmed."""
+
+    ranges: list[OffsetRange]
+    unconfirmed: list[OffsetRange]
+
+
 class _Partition:
     __slots__ = ("again", "flying", "held", "index", "newest", "node", "queue", "topic", "tries")
 
@@ -45,6 +52,10 @@ class _Partition:
     def open(self) -> set[int]:
         offsets = {*self.held, *self.queue, *self.flying}
         return offsets.union(*self.again)
+
+    def said(self) -> list[int]:
+        acks = (pair for acks in (self.queue, self.flying, *self.again) for pair in acks.items())
+        return [offset for offset, kind in acks if kind in (AckType.ACCEPT, AckType.REJECT)]
 
 
 class Leases:
@@ -156,19 +167,21 @@ class Leases:
         part.tries = 0
         return Answered(_count(flown), part.spans(self._forget(part, flown)), error)
 
-    def lose(self, node: int | None = None, tip: TopicPartition | None = None) -> list[OffsetRange]:
-        """Everything of a leader, or of one partition, is lost. Returns the ranges that were open."""
+    def lose(self, node: int | None = None, tip: TopicPartition | None = None) -> Lost:
+        """Everything of a leader, or of one partition, is lost."""
         lost: list[OffsetRange] = []
+        unsaid: list[OffsetRange] = []
         for key in list(self._table):
             part = self._table[key]
             if (node is not None and part.node != node) or (tip is not None and key != tip):
                 continue
             lost += part.spans(part.open())
+            unsaid += part.spans(part.said())
             self.held -= len(part.held)
             del self._table[key]
             if self._by_name.get((part.topic, part.index)) is part:
                 del self._by_name[part.topic, part.index]
-        return lost
+        return Lost(lost, unsaid)
 
     def node(self, tip: TopicPartition) -> int | None:
         """The leader whose leases on this partition are open, if any are."""

@@ -197,8 +197,8 @@ class Mailbox:
                     chunk.alive = False
             self._chunks = deque(chunk for chunk in self._chunks if chunk.alive)
             unseen = {(record.topic, record.partition, record.offset) for _, record in self._ready}
-            lost = self.leases.lose(node, tip)
-            self._failures.extend((span, error) for span in lost)
+            lost, unconfirmed = self.leases.lose(node, tip)
+            self._failures.extend((span, error) for span in unconfirmed)
             self.changed.notify_all()
         if lost and not all((s.topic, s.partition, o) in unseen for s in lost for o in range(s.first, s.last + 1)):
             self._hook("on_lost", lost, error)

@@ -260,7 +260,6 @@ class MemoryShareConsumer:
         with self._log.changed:
             lost = [OffsetRange(*key, key[2]) for key in sorted(self._held)]
             self._held.clear()
-            self._failures += [(span, error) for span in lost]
         if lost:
             self._listener.on_lost(lost, error)
         self._ready()
