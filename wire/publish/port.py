@@ -78,6 +78,17 @@ def too_large(topic: str, size: int, limit: int) -> InvalidError:
     )
 
 
+def no_partition(topic: str, partition: int, count: int) -> InvalidError:
+    """Return the error for a partition that a topic does not have."""
+    return InvalidError(
+        f"the topic has no partition {partition}",
+        code="TAPE-1002",
+        topic=topic,
+        field="partition",
+        hint=f"choose 0 to {count - 1}, or none",
+    )
+
+
 def closed() -> UnavailableError:
     """Return the error for a publisher that is closed."""
     return UnavailableError("the publisher is closed", code="TAPE-5003", hint="open another one, then publish again")

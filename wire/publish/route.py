@@ -12,11 +12,11 @@ from kafka.protocol.admin import DescribeConfigsRequest
 from kafka.protocol.metadata import MetadataRequest
 from kafka.protocol.producer import InitProducerIdRequest
 
-from schemas.errors import AuthError, InvalidError, TapeError
+from schemas.errors import AuthError, TapeError
 from wire.kafka import Link, mapped
 from wire.partition import partition_for
 from wire.publish.lane import Identity, Lane, Record, builder
-from wire.publish.port import too_large
+from wire.publish.port import no_partition, too_large
 
 PAUSE_S = 0.05
 UNKNOWN_S = 1.0
@@ -65,13 +65,7 @@ class Route:
             self._next = (self._next + 1) % len(self.lanes)
             return self.lanes[self._next]
         if not 0 <= partition < len(self.lanes):
-            raise InvalidError(
-                f"the topic has no partition {partition}",
-                code="TAPE-1002",
-                topic=self.topic,
-                field="partition",
-                hint=f"choose 0 to {len(self.lanes) - 1}, or none",
-            )
+            raise no_partition(self.topic, partition, len(self.lanes))
         return self.lanes[partition]
 
 
