@@ -1,4 +1,4 @@
-"""Local files into the store, under the name of their content: the same file again costs one question."""
+"""Local files and folders into the store, under the name of their content: the same bytes again are not sent."""
 
 from __future__ import annotations
 
@@ -6,25 +6,23 @@ import hashlib
 import re
 from pathlib import Path
 
-from schemas.errors import ConflictError, InvalidError, NotFoundError, TapeError
+from schemas.errors import ConflictError, NotFoundError, TapeError
+from wire.blobs.manifest import publish
 from wire.blobs.port import ABSENT, CHUNK, Blobs
 
 FOLDER = "uploads"
 
 
 def upload(blobs: Blobs, path: Path) -> str:
-    """Store a file and return its reference, `blob:uploads/SHA256.SUFFIX`; nothing is sent when it is there already.
+    """Store a file or a folder and return its reference; what is there already is not sent again.
 
-    The suffix stays, since it tells workers the format. Raises `NotFoundError` (TAPE-2003) when there is no such file.
+    A file is `blob:uploads/SHA256.SUFFIX` (the suffix tells workers the format), a folder such as a model directory an
+    `artifact:`. Raises `NotFoundError` (TAPE-2003) when there is no such path.
     """
-    digest = hashlib.sha256()
     if path.is_dir():
-        raise InvalidError(
-            f"{path} is a folder, and one file is uploaded at a time",
-            code="TAPE-1010",
-            file=str(path),
-            hint="give a file, e.g. JSONL; a model folder is named by file:PATH when the worker can read it",
-        )
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().name).strip("-._") or "folder"
+        return publish(blobs, path, job=FOLDER, kind="upload", name=name).uri
+    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
             while piece := file.read(CHUNK):

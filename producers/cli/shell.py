@@ -37,10 +37,13 @@ class Shell:
     def client(self) -> Iterator[Client]:
         """Open a client with telemetry, and close both in the end."""
         from producers.client import Client
-        from wire.telemetry import configure
 
-        quiet = self.settings.model_copy(update={"log_level": "info" if self.debug else "error"})
-        provider = configure(quiet, "client", traces=self.ports is None)
+        provider = None
+        if self.ports is None:  # else whoever embeds us has set up logs and traces
+            from wire.telemetry import configure
+
+            quiet = self.settings.model_copy(update={"log_level": "info" if self.debug else "error"})
+            provider = configure(quiet, "client")
         try:
             with Client(settings=self.settings, ports=self.ports) as client:
                 yield client

@@ -429,11 +429,19 @@ class TestOthers:
         path.write_text("x")
         assert " " not in client.upload(path)
 
-    @pytest.mark.parametrize(("name", "code"), [("nothing.jsonl", "TAPE-2003"), ("", "TAPE-1010")])
-    def test_what_cannot_be_uploaded(self, client: Client, tmp_path: Path, name: str, code: str) -> None:
-        with pytest.raises(TapeError) as caught:
-            client.upload(tmp_path / name)
-        assert caught.value.code == code
+    def test_a_folder_is_an_artifact(self, client: Client, ports: MemoryPorts, tmp_path: Path) -> None:
+        (tmp_path / "my model").mkdir()
+        (tmp_path / "my model" / "config.json").write_text("{}")
+        reference = client.upload(tmp_path / "my model")
+        assert reference == "artifact:artifacts/uploads/my-model/manifest.json"
+        assert b"config.json" in ports.blobs.read(reference.removeprefix("artifact:"))
+        assert client.upload(tmp_path / "my model") == reference
+
+    def test_a_missing_file_is_named(self, client: Client, tmp_path: Path) -> None:
+        with pytest.raises(NotFoundError) as caught:
+            client.upload(tmp_path / "nothing.jsonl")
+        assert caught.value.code == "TAPE-2003"
+        assert "nothing.jsonl" in caught.value.place["file"]
 
     def test_leaving_closes(self, ports: MemoryPorts) -> None:
         with Client(settings=Settings(), ports=ports) as client:
