@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 
 from schemas.artifact import Artifact, ArtifactFile, Manifest
 from schemas.errors import ConflictError, InvalidError, NotFoundError
@@ -49,8 +50,7 @@ def publish(
         _send(blobs, source, digest, size)
     if not listed:
         raise InvalidError("there is no file to publish", field="files", hint="write the files first")
-    manifest = Manifest(name=name, kind=kind, job=job, files=listed, metadata=dict(metadata or {}))
-    data = manifest.model_dump_json(indent=1).encode()
+    data = _encode(Manifest(name=name, kind=kind, job=job, files=listed, metadata=dict(metadata or {})))
     return Artifact(
         uri=SCHEME + _settle(blobs, f"artifacts/{job}/{name}", data),
         name=name,
@@ -130,6 +130,13 @@ def _send(blobs: Blobs, source: Path | bytes, digest: str, size: int) -> None:
         if blobs.stat(blob_name(digest)).size == size:
             return
     blobs.put(blob_name(digest), source, sha256=digest)
+
+
+def _encode(manifest: Manifest) -> bytes:
+    try:
+        return manifest.model_dump_json(indent=1).encode()
+    except PydanticSerializationError as error:
+        raise InvalidError(f"an artifact's metadata must be JSON: {error}", field="metadata") from error
 
 
 def _settle(blobs: Blobs, folder: str, data: bytes) -> str:

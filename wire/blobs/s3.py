@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, BinaryIO, Final, NamedTuple
+from xml.etree.ElementTree import ParseError
 
 import urllib3
 from minio import Minio
@@ -279,7 +280,7 @@ class S3(Blobs):
             raise self._refusal(error, name, expect) from error
         except ServerError as error:
             raise self._away(f"answered with HTTP status {error.status_code}") from error
-        except InvalidResponseError as error:
+        except (InvalidResponseError, ParseError, ValueError) as error:
             raise self._away("did not answer as an S3 store does") from error
         except urllib3.exceptions.SSLError as error:
             untrusted = "CERTIFICATE_VERIFY_FAILED" in str(error)
@@ -289,8 +290,6 @@ class S3(Blobs):
             ) from error
         except (urllib3.exceptions.HTTPError, MinioException, OSError) as error:
             raise self._away(f"does not answer: {_reason(error)}") from error
-        except ValueError as error:
-            raise InvalidError(f"{name}: {error}", field="name") from error
 
     def _refusal(self, error: S3Error, name: str, expect: str | None) -> TapeError:
         code = str(error.code)
