@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wire.blobs.manifest import publish
-
 from schemas.artifact import Artifact
 from schemas.errors import JobError
 from wire.blobs import Blobs
+from wire.blobs.manifest import publish
 
 
 class CancelledByRequest(Exception):  # noqa: N818 - not an error: the way out of a handler that was asked to stop

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import structlog
@@ -12,9 +12,12 @@ import structlog
 from schemas.codec import parse
 from schemas.control import Cancel
 from schemas.errors import TapeError
+from wire.follow import KafkaFollower
+from wire.settings import Settings
 
 _LOG = structlog.get_logger("tickertape.control")
 KEPT = 100_000
+PAUSE_S = 2.0
 
 
 class ControlRecord(Protocol):
@@ -28,6 +31,23 @@ class ControlRecord(Protocol):
 
 Reader = Callable[[threading.Event], Iterable[ControlRecord]]
 """Yields the topic's records from its beginning on, until the event is set."""
+
+
+def follow_control(settings: Settings, topic: str) -> Reader:
+    """Return a reader of the control topic that outlives broker outages; reading a cancellation twice is harmless."""
+
+    def read(stop: threading.Event) -> Iterator[ControlRecord]:
+        follower = KafkaFollower(settings, name="tape-control")
+        while not stop.is_set():
+            try:
+                with follower.follow(topic, since="start", stop=stop) as feed:
+                    for batch in feed:
+                        yield from batch
+            except TapeError as error:
+                _LOG.warning("the control topic cannot be read", error=str(error))
+                stop.wait(PAUSE_S)
+
+    return read
 
 
 class Cancellations:

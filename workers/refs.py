@@ -11,11 +11,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from wire.blobs.manifest import materialise
-
 from schemas.artifact import Artifact
 from schemas.errors import InvalidError, NotFoundError
 from wire.blobs import Blobs
+from wire.blobs.manifest import materialise
 
 BUILTIN = ("smollm2",)
 

@@ -23,7 +23,7 @@ from wire.publish import KafkaPublisher, Publisher
 from wire.settings import Settings
 from wire.share import AcquireMode, Listener, OffsetRange, ShareConfig, ShareConsumer, ShareError
 from workers.again import Again
-from workers.control import Cancellations
+from workers.control import Cancellations, follow_control
 from workers.execute import Executor
 from workers.health import Health
 from workers.kinds import Kind, load
@@ -93,7 +93,7 @@ class Worker:
         self._hurry = threading.Event()
         self._net: Any = None
         self._publisher = publisher or KafkaPublisher(settings, name=f"worker-{self.id}")
-        self._control = control or Cancellations(_control_reader(settings, self._names.control))
+        self._control = control or Cancellations(follow_control(settings, self._names.control))
         self._again = Again()
         self._pools: dict[bool, Pool] = {}
         self.loop = self._build(consume or self._share)
