@@ -146,9 +146,8 @@ class Client:
 
     def scan(self, since: datetime, *, job: str | None = None) -> Iterator[Event]:
         """Yield the events from `since` until now, of one job or of all; those that cannot be read are skipped."""
-        wanted = None if job is None else job.encode()
-        for record in self._ports.scan(self.names.events, since):
-            if record.value is None or (wanted is not None and record.key != wanted):
+        for record in self._ports.scan(self.names.events, since, None if job is None else job.encode()):
+            if record.value is None:
                 continue
             try:
                 yield codec.parse(Event, record.value)
@@ -215,7 +214,7 @@ class Client:
             self._await(sent.future, sent.prepared.request.topic)
             # After the request and not before it: an event never tells of a job that is not there. Nobody's work
             # depends on it, so it is not waited for; `close` does.
-            self._ports.publish(sent.prepared.queued)
+            self._ports.publish(sent.prepared.queued).add_done_callback(_untold)
         return sent.handle
 
     def _await(self, future: Future[Any], topic: str) -> None:
@@ -257,3 +256,9 @@ class _Sent:
     prepared: Prepared
     handle: JobHandle
     future: Future[Any] | None
+
+
+def _untold(future: Future[Any]) -> None:
+    error = future.exception()
+    if error is not None:
+        _log.warning("a job is queued, but no event tells of it", error=str(error))

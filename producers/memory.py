@@ -81,13 +81,14 @@ class MemoryPorts(Ports):
             index += len(fresh)
             yield from (record for record in fresh if record.topic == topic and record.time >= since)
 
-    def scan(self, topic: str, since: datetime) -> Iterator[Kept]:
-        """Yield a topic's records from a moment until now."""
+    def scan(self, topic: str, since: datetime, key: bytes | None = None) -> Iterator[Kept]:
+        """Yield a topic's records from a moment until now; with `key`, only that key's."""
         if self.failure is not None:
             raise self.failure
         with self._changed:
             kept = list(self.records)
-        return (record for record in kept if record.topic == topic and record.time >= since)
+        wanted = (record for record in kept if record.topic == topic and record.time >= since)
+        return (record for record in wanted if key in (None, record.key))
 
     def topics(self) -> set[str]:
         """Return the names of the topics that exist."""

@@ -31,24 +31,38 @@ class Ports:
         """Hand one record to the broker; the future is done when it is on disk (acks=all)."""
         with self._lock:
             if self._publisher is None:
-                from wire.publish import Publisher
+                from wire.publish import KafkaPublisher
 
-                self._publisher = Publisher(self.settings)
+                self._publisher = KafkaPublisher(self.settings, name="tape-client")
         return self._publisher.publish(
             message.topic, key=message.key.encode(), value=message.value, headers=message.headers
         )
 
     def follow(self, topic: str, since: datetime, stop: threading.Event) -> Iterator[Record]:
         """Yield a topic's records from a moment on, those to come too, until `stop` is set."""
-        raise NotImplementedError
+        from wire.follow import KafkaFollower
 
-    def scan(self, topic: str, since: datetime) -> Iterator[Record]:
-        """Yield a topic's records from a moment until now."""
-        raise NotImplementedError
+        with KafkaFollower(self.settings, name="tape-client-feed").follow(topic, since=since, stop=stop) as feed:
+            for batch in feed:
+                yield from batch
+
+    def scan(self, topic: str, since: datetime, key: bytes | None = None) -> Iterator[Record]:
+        """Yield a topic's records from a moment until now; with `key`, only that key's."""
+        from wire.follow import KafkaFollower
+
+        with KafkaFollower(self.settings, name="tape-client-scan").read(topic, since=since, key=key) as feed:
+            for batch in feed:
+                yield from batch
 
     def topics(self) -> set[str]:
         """Return the names of all topics."""
-        raise NotImplementedError
+        from kafka.protocol.metadata import MetadataRequest
+
+        from wire.kafka import Link
+
+        with Link(self.settings, name="tape-client-topics") as link:
+            answer = link.call(MetadataRequest(topics=None, allow_auto_topic_creation=False))
+        return {str(topic.name) for topic in answer.topics}
 
     @property
     def blobs(self) -> Blobs:
@@ -64,5 +78,5 @@ class Ports:
         """Send what is buffered and close every connection."""
         with self._lock:
             if self._publisher is not None:
-                self._publisher.close()
+                self._publisher.close(self.publish_timeout_s)
                 self._publisher = None

@@ -28,7 +28,7 @@ class Settings(BaseModel):
     ['broker:9092']
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     home: Path = Field(default=Path(".tape"), description="where the embedded broker, store and profile live")
     cache: Path = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ class Shell:
         """Open a client with telemetry, and close both in the end."""
         from producers.client import Client
 
+        if self.ports is None:
+            self.refused()
         provider = None
         if self.ports is None:  # else whoever embeds us has set up logs and traces
             from wire.telemetry import configure
@@ -50,6 +53,24 @@ class Shell:
         finally:
             if provider is not None:
                 provider.shutdown()
+
+    def refused(self) -> None:
+        """Raise `UnavailableError` (TAPE-5001) at once where nobody listens at any of the broker's addresses.
+
+        A client waits for a broker that is just starting; a person at a terminal would rather know.
+        """
+        from schemas.errors import UnavailableError
+
+        for server in self.settings.kafka_servers:
+            host, _, port = server.rpartition(":")
+            try:
+                socket.create_connection((host, int(port)), timeout=2).close()
+                return
+            except (ConnectionRefusedError, socket.gaierror) as error:
+                reason = error.strerror
+            except OSError:
+                return  # slow is not refused: the client's own timeout decides
+        raise UnavailableError(f"no broker there: {reason}", code="TAPE-5001", url=self.settings.kafka_url)
 
     def environment(self) -> dict[str, str]:
         """Return the environment for a child process, with the options given here in it."""
