@@ -92,6 +92,7 @@ class Event(Open):
     tenant: str = "default"
     time: AwareDatetime
     attempt: int = Field(default=0, ge=0, description="0 before the first attempt")
+    redrive: int = Field(default=0, ge=0, description="how often the job was sent back from the dead letters")
     worker: str | None = None
     started_at: AwareDatetime | None = None
     progress: dict[str, Any] | None = None
@@ -105,6 +106,8 @@ def follow(state: State | None, event: Event) -> State:
     target = STATE_OF[event.type]
     if target is None:
         return state or State.RUNNING
+    if state is State.DEAD and not event.redrive:
+        return state  # the `queued` of a job that died at once may come after its end
     if state is None or target in TRANSITIONS[state]:
         return target
     return state
