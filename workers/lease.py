@@ -245,7 +245,9 @@ class LeaseLoop:
     def _room(self, pool: Pool, mine: Sequence[Source]) -> int:
         if self._draining:
             return 0
-        buffer = min(BUFFER_LIMIT, int(self._rates[id(pool)].value * HORIZON_S)) if pool.light else 0
+        buffer = 0
+        if pool.light:  # a little more than can run, at least one for each source, so that none waits for its turn
+            buffer = min(BUFFER_LIMIT, max(len(mine), int(self._rates[id(pool)].value * HORIZON_S)))
         promised = sum(source.consumer.promised for source in mine)
         room = pool.size + buffer - self._load[id(pool)] - promised
         return room if self._left is None else min(room, self._left - promised)
