@@ -40,7 +40,7 @@ class View:
 
     def row(self) -> dict[str, Any]:
         """Return the view as plain data."""
-        return {**asdict(self), "state": self.state.value, "seconds": self.seconds}
+        return {**asdict(self), "seconds": self.seconds}
 
 
 def fold(events: Iterable[Event]) -> dict[str, View]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from schemas.event import Event
     from schemas.outcome import Outcome
 
-COLUMNS = ("job", "kind", "lane", "state", "attempt", "worker", "submitted", "seconds", "code")
+COLUMNS = ("job", "kind", "state", "code", "seconds", "attempt", "submitted", "worker")
 
 Job = Annotated[str, typer.Argument(help="The job's id.")]
 Since = Annotated[str | None, typer.Option(help="Look at events from then on: 1h, 2d or an ISO time.")]

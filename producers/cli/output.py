@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from schemas.errors import TapeError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 Row = Mapping[str, Any]
 
@@ -42,6 +44,17 @@ STATES = {
 }
 """Colours of states and check results."""
 
+LABELS = {"attempt": "try", "submitted": "at", "seconds": "took", "way_out": "way out"}
+"""Headings that differ from the field's name."""
+
+WIDE = 160
+"""Characters of a line where there is no terminal to fit."""
+
+EMPTY: tuple[Any, ...] = (None, "", {}, [])
+
+WORDY = frozenset({"found", "way_out", "meaning", "note", "problem", "value", "file", "path", "want", "have"})
+"""Columns that may be broken into lines; the others are what people copy."""
+
 
 class Output:
     """Where a command's words go: a table on a terminal, JSON lines into a pipe, or what `--output` says."""
@@ -61,10 +74,12 @@ class Output:
             for row in rows:
                 self.line(row)
             return
-        found = [plain(dict(row)) for row in rows]
         if self.format is Format.TABLE:
-            self._table(found, columns or (list(found[0]) if found else []))
-        elif self.format is Format.YAML:
+            raw = [dict(row) for row in rows]
+            self._table(raw, columns or (list(raw[0]) if raw else []))
+            return
+        found = [plain(dict(row)) for row in rows]
+        if self.format is Format.YAML:
             self._yaml(found)
         else:
             self._write(json.dumps(found, indent=2, ensure_ascii=False))
@@ -121,18 +136,30 @@ class Output:
         from rich.console import Console
 
         stream = sys.stderr if stderr else sys.stdout
+        wide = None if stream.isatty() or "COLUMNS" in os.environ else WIDE
         off = self._color is False
-        return Console(file=stream, no_color=off or None, force_terminal=False if off else None)
+        return Console(file=stream, width=wide, no_color=off or None, force_terminal=False if off else None)
 
     def _table(self, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
         from rich.table import Table
 
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in columns:
-            table.add_column(column.upper(), overflow="fold", no_wrap=column in {"job", "state"})
-        for row in rows:
-            table.add_row(*(_cell(column, row.get(column)) for column in columns))
-        self.console().print(table)
+        console = self.console()
+        shown = [column for column in columns if any(row.get(column) not in EMPTY for row in rows)]
+        cells = [[_cell(column, row.get(column)) for column in shown] for row in rows]
+        widths = [
+            max(map(len, [*column, LABELS.get(name, name)]))
+            for name, column in zip(shown, zip(*cells, strict=True), strict=True)
+        ]
+        # The last columns matter least: a terminal that is too narrow for all does without them, not with shreds.
+        while len(shown) > 3 and not WORDY & set(shown) and sum(widths) + len(widths) > console.width:
+            shown.pop()
+            widths.pop()
+        table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+        for column in shown:
+            table.add_column(LABELS.get(column, column).upper(), overflow="fold", no_wrap=column not in WORDY)
+        for line in cells:
+            table.add_row(*line[: len(shown)])
+        console.print(table)
 
     def _pairs(self, row: dict[str, Any]) -> None:
         from rich.table import Table
@@ -167,22 +194,36 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
+def took(milliseconds: float) -> str:
+    """Return a duration for people."""
+    if milliseconds < 1000:
+        return f"{milliseconds:.1f} ms"
+    seconds = milliseconds / 1000
+    return f"{seconds:.2f} s" if seconds < 60 else f"{int(seconds // 60)}m{seconds % 60:04.1f}s"
+
+
 def styled(state: str) -> str:
     """Return a state with its colour, as rich's markup."""
     colour = STATES.get(state)
     return f"[{colour}]{state}[/]" if colour else state
 
 
-def _cell(column: str, value: Any) -> Any:
-    from rich.markup import escape
+def _cell(column: str, value: Any) -> Text:
     from rich.text import Text
 
-    if value is None or value in ({}, []):
-        return ""
-    if column in {"state", "status", "check"} and isinstance(value, str):
-        return styled(escape(value))
+    if value in EMPTY:
+        return Text()
+    if column in {"state", "status"}:
+        return Text(str(value), style=STATES.get(str(value), ""))
+    if isinstance(value, datetime):
+        recent = datetime.now(UTC) - value < timedelta(hours=12)
+        return Text(value.astimezone().strftime("%H:%M:%S" if recent else "%Y-%m-%d %H:%M"))
+    return Text(_words(column, value))
+
+
+def _words(column: str, value: Any) -> str:
+    if column == "seconds" and isinstance(value, float | int):
+        return took(value * 1000)
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1 else f"{value:,.1f}"
-    if isinstance(value, dict | list):
-        return Text(json.dumps(value, ensure_ascii=False))
-    return Text(str(value))
+    return json.dumps(plain(value), ensure_ascii=False) if isinstance(value, dict | list) else str(value)

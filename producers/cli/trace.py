@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from producers.cli.output import took
 from producers.cli.shell import Shell
 
 WIDTH = 48
@@ -88,22 +89,24 @@ def draw(shell: Shell, lines: list[Line]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    console = shell.output.console()
+    width = max(10, min(WIDTH, console.width - 2 - max(2 * line.depth + len(line.span["name"]) for line in lines) - 36))
     total = max((line.offset_ms + line.duration_ms for line in lines), default=0.0) or 1.0
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("span", "service"):
         table.add_column(name.upper(), no_wrap=True)
-    table.add_column("START", justify="right")
-    table.add_column("TOOK", justify="right")
-    table.add_column("", no_wrap=True, width=WIDTH)
+    table.add_column("START", justify="right", no_wrap=True)
+    table.add_column("TOOK", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True, width=width)
     for line in lines:
         wrong = line.span.get("status") == "error"
         colour = "red" if wrong else "cyan"
         name = "  " * line.depth + str(line.span["name"]) + (" ✗" if wrong else "")
         table.add_row(
             Text(name), Text(str(line.span.get("service", ""))), took(line.offset_ms), took(line.duration_ms),
-            Text(bar(line, total), style=colour),
+            Text(bar(line, total, width), style=colour),
         )  # fmt: skip
-    shell.output.console().print(table)
+    console.print(table)
 
 
 def bar(line: Line, total_ms: float, width: int = WIDTH) -> str:
@@ -111,11 +114,3 @@ def bar(line: Line, total_ms: float, width: int = WIDTH) -> str:
     left = min(width - 1, int(line.offset_ms / total_ms * width))
     length = max(1, min(width - left, round(line.duration_ms / total_ms * width)))
     return " " * left + "━" * length
-
-
-def took(milliseconds: float) -> str:
-    """Return a duration for people."""
-    if milliseconds < 1000:
-        return f"{milliseconds:.1f} ms"
-    seconds = milliseconds / 1000
-    return f"{seconds:.2f} s" if seconds < 60 else f"{int(seconds // 60)}m{seconds % 60:04.1f}s"

@@ -375,7 +375,7 @@ class TestJobs:
         job = submitted(tape)
         out = tape("jobs", "--output", form).out
         if form == "table":
-            assert out.splitlines()[0].split()[:4] == ["JOB", "KIND", "LANE", "STATE"]
+            assert out.splitlines()[0].split()[:4] == ["JOB", "KIND", "STATE", "TRY"]
             assert job in out
         else:
             read = {"json": json.loads, "yaml": yaml.safe_load, "jsonl": lambda text: [json.loads(text)]}[form]
