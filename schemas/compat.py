@@ -56,10 +56,8 @@ def check(directory: Path) -> list[Problem]:
         if name not in MESSAGES:
             found.append(Problem(name, "", "the message is gone", "keep reading it; its records may still be there"))
             continue
-        present = schema(name)
-        found += [
-            problem for number, old in sorted(versions.items()) for problem in compare(name, old, present, number)
-        ]
+        for number in sorted(versions):
+            found += compare(name, versions[number], schema(name), number)
     return list(dict.fromkeys(found))
 
 

@@ -13,10 +13,11 @@ from typing import Any
 
 Schema = dict[str, Any]
 
-_NOTES = frozenset(
-    ("$schema", "$id", "$comment", "$defs", "title", "description", "default")
-    + ("examples", "deprecated", "readOnly", "writeOnly", "discriminator")
-)
+_NOTES = {"$schema", "$id", "$comment", "$defs", "title", "description", "default", "examples", "deprecated"} | {
+    "readOnly",
+    "writeOnly",
+    "discriminator",
+}
 _TYPE_OF = {
     list: "array",
     bool: "boolean",
