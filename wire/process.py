@@ -192,7 +192,9 @@ def _born(pid: int) -> str | None:
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
         state, *fields = text.rpartition(")")[2].split()
-        return None if state in "ZX" else f"{fields[18]}@{_boot()}"
+        # The first thread may be a zombie while others still hold ports and files: not ended before the last one.
+        ended = state in "ZX" and int(fields[16]) <= 1
+        return None if ended else f"{fields[18]}@{_boot()}"
     except FileNotFoundError:
         return None if Path("/proc/self/stat").exists() else _born_by_ps(pid)
     except (OSError, IndexError):

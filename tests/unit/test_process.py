@@ -174,3 +174,20 @@ def test_exit_is_noticed_without_pidfd(tmp_path: Path, started: list[Process], m
     child, _ = launch(tmp_path, started)
     monkeypatch.delattr(os, "pidfd_open")
     assert stop(child) is True
+
+
+def test_a_process_lives_until_its_last_thread_has_ended(tmp_path: Path, started: list[Process]) -> None:
+    code = (
+        "import ctypes, threading, signal, sys\n"
+        "threading.Thread(target=threading.Event().wait).start()\n"
+        "print('ready', flush=True)\n"
+        "ctypes.CDLL(None).pthread_exit(None)\n"
+    )
+    log = tmp_path / "log"
+    child = spawn([sys.executable, "-c", code], log=log)
+    started.append(child)
+    zombie = lambda: Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"  # noqa: E731
+    assert wait_until(zombie, deadline_s=10)
+    assert alive(child), "its other threads may still hold a port"
+    stop(child)
+    assert not alive(child)
