@@ -1,0 +1,1 @@
+"""What `benchmarks/queue.py` is made of: services, systems, measures, the report."""

@@ -1,0 +1,121 @@
+"""The bare loop: `python -m benchmarks.rig.bare plain|publisher COUNT`, a queue's worker with no worker in it.
+
+Share fetch, one publish per record, acknowledge when that is confirmed: the records that Tickertape's worker would
+write, ready made, and nothing is decoded, validated or run. `plain` publishes with kafka-python's producer, `publisher`
+with ours. Leaves a line `MOMENT COUNT` in the log every 20 ms.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from kafka import KafkaProducer
+
+from schemas.codec import Envelope, encode, event_type
+from schemas.event import Event, EventType
+from schemas.ids import uuid7
+from schemas.outcome import Outcome, Status
+from schemas.topics import Names
+from wire.publish import KafkaPublisher
+from wire.settings import Settings
+from wire.share import AcquireMode, ShareConfig, ShareConsumer
+
+BATCH, WINDOW, EVERY_S = 500, 2_000, 0.02
+Send = Callable[[bytes | None, Callable[[], None]], None]
+
+
+def event() -> tuple[bytes, list[tuple[str, bytes]]]:
+    """Return the value and the headers of the event that a no-op job ends with."""
+    now, job, worker = datetime.now(UTC), uuid7(), "host-12345-abcd"
+    outcome = Outcome(job=job, kind="noop", status=Status.SUCCEEDED, attempt=1, worker=worker, finished_at=now)
+    made = Event(
+        id=uuid7(), type=EventType.SUCCEEDED, job=job, kind="noop", time=now, attempt=1, worker=worker,
+        started_at=now, outcome=outcome,
+    )  # fmt: skip
+    value = made.model_dump_json(exclude_none=True).encode()
+    envelope = Envelope(
+        id=made.id, type=event_type(made.type), source=f"/tickertape/worker/{worker}", data=value, subject=job,
+        time=now.isoformat(),
+    )  # fmt: skip
+    return value, encode(envelope)
+
+
+def plain(settings: Settings) -> tuple[Send, Callable[[], Any]]:
+    """Publish with kafka-python's own producer."""
+    producer = KafkaProducer(
+        bootstrap_servers=settings.kafka_servers, acks="all", enable_idempotence=True, linger_ms=2, batch_size=65536
+    )
+    topic, (value, headers) = Names(settings.prefix).events, event()
+
+    def send(key: bytes | None, then: Callable[[], None]) -> None:
+        future = producer.send(topic, value, key=key, headers=headers)
+        future.add_callback(lambda _: then())
+        future.add_errback(_fail)
+
+    return send, producer.close
+
+
+def publisher(settings: Settings) -> tuple[Send, Callable[[], Any]]:
+    """Publish with Tickertape's publisher."""
+    line = KafkaPublisher(settings)
+    topic, (value, headers) = Names(settings.prefix).events, event()
+
+    def send(key: bytes | None, then: Callable[[], None]) -> None:
+        line.publish(topic, key=key, value=value, headers=headers).add_done_callback(lambda sent: (sent.result(), then()))
+
+    return send, line.close
+
+
+def _fail(error: BaseException) -> None:
+    print("not published:", error, file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def main() -> None:
+    """Take COUNT records through the loop."""
+    way, count = sys.argv[1], int(sys.argv[2])
+    settings = Settings.load()
+    names = Names(settings.prefix)
+    send, close = {"plain": plain, "publisher": publisher}[way](settings)
+    confirmed: deque[Any] = deque()
+    came = threading.Event()
+    config = ShareConfig(bootstrap_servers=settings.kafka_servers, mode=AcquireMode.BATCH)
+    with (
+        open(os.environ["BENCH_LOG"], "ab", buffering=0) as log,
+        ShareConsumer([names.jobs("noop", "bulk")], names.group("noop"), config, on_ready=came.set) as consumer,
+    ):
+        taken = done = 0
+        told = 0.0
+
+        def settle(record: Any) -> None:
+            confirmed.append(record)
+            came.set()
+
+        while done < count:
+            room = min(BATCH, WINDOW - (taken - done))
+            records = consumer.poll(room, 0.0) if room > 0 else []
+            taken += len(records)
+            for record in records:
+                send(record.key, lambda record=record: settle(record))
+            while confirmed:
+                consumer.acknowledge(confirmed.popleft())
+                done += 1
+            if (now := time.time()) - told > EVERY_S or done == count:
+                told = now
+                log.write(b"%.6f %d\n" % (now, done))
+            if not records:
+                came.wait(0.05)
+                came.clear()
+        consumer.flush(10)
+    close()
+
+
+if __name__ == "__main__":
+    main()
