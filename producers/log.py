@@ -34,10 +34,11 @@ class Log:
         self._listeners: list[Callable[[], None]] = []
 
     def add(self, event: Event) -> None:
-        """Take one event; a repeat, and anything after the end, is dropped."""
+        """Take one event; a repeat, and anything after the end but a redrive, is dropped."""
         with self._changed:
-            if event.id in self._seen or self.final is not None:
+            if event.id in self._seen or (self.final is not None and event.redrive <= self.final.redrive):
                 return
+            self.final = None
             self._seen.add(event.id)
             self._events.append(event)
             if len(self._events) > self._limit:

@@ -24,7 +24,6 @@ from schemas.errors import (
     InvalidError,
     JobError,
     NotFoundError,
-    TapeError,
     TimeoutExceeded,
     UnavailableError,
 )
@@ -466,6 +465,14 @@ class TestOthers:
 
 
 class TestLog:
+    def test_a_redrive_is_a_new_life(self) -> None:
+        log = Log("j", datetime.now(UTC))
+        log.add(event("j", EventType.DEAD))
+        log.add(event("j", EventType.QUEUED))
+        assert log.state == State.DEAD
+        log.add(event("j", EventType.QUEUED, redrive=1))
+        assert (log.state, log.final) == (State.QUEUED, None)
+
     def test_the_oldest_go_first(self) -> None:
         log = Log("j", datetime.now(UTC), limit=3)
         kept = [event("j", EventType.PROGRESS, progress={"n": index}) for index in range(5)]

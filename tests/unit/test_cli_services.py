@@ -1,0 +1,374 @@
+"""`tape up`, `down`, `broker`, `store`, `topics` and `doctor` with services that only pretend."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+
+import wire.broker
+import wire.store
+import wire.topics
+from producers.cli import doctor, main
+from producers.cli.exits import Exit
+from schemas.errors import AuthError, ConflictError, SetupError, UnavailableError
+from wire.broker import BrokerStatus, NodeStatus
+from wire.store import StoreStatus
+from wire.topics import Change
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    rows: list[Any]
+    err: str
+
+
+Tape = Callable[..., Result]
+
+
+class FakeBroker:
+    """A native broker that starts at once; `trouble` is what its start raises."""
+
+    running: ClassVar[set[str]] = set()
+    trouble: BaseException | None = None
+    log: ClassVar[list[str]] = []
+
+    def __init__(self, home: Path, cache: Path, *, nodes: int = 1, port: int | None = None) -> None:
+        self.home, self.nodes, self.port = home, nodes, port or 9092
+
+    def start(self, *, progress: Callable[[str], None]) -> BrokerStatus:
+        progress("formatting")
+        self.log.append("broker start")
+        if self.trouble is not None:
+            raise self.trouble
+        self.running.add("broker")
+        return self.status()
+
+    def stop(self) -> bool:
+        self.log.append("broker stop")
+        self.running.discard("broker")
+        return True
+
+    def status(self) -> BrokerStatus:
+        up = "broker" in self.running
+        nodes = tuple(
+            NodeStatus(id=index + 1, running=up, pid=1, port=self.port + index, log=self.home / "log")
+            for index in range(self.nodes)
+        )
+        url = ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+        return BrokerStatus(running=up, url=url, cluster="c", version="4.3.1", home=self.home, nodes=nodes)
+
+    def logs(self, lines: int, node: int) -> str:
+        return f"{lines} lines of node {node}"
+
+
+class FakeStore:
+    """A native store that starts at once."""
+
+    def __init__(self, home: Path, cache: Path, *, engine: str, port: int | None = None) -> None:
+        self.home, self.engine, self.port = home, engine, port or 9000
+
+    def start(self) -> StoreStatus:
+        FakeBroker.log.append(f"{self.engine} start")
+        FakeBroker.running.add(self.engine)
+        (self.home / self.engine).mkdir(parents=True, exist_ok=True)
+        (self.home / self.engine / "state.json").write_text("{}")
+        return self.status()
+
+    def stop(self) -> bool:
+        FakeBroker.log.append(f"{self.engine} stop")
+        FakeBroker.running.discard(self.engine)
+        return True
+
+    def status(self) -> StoreStatus:
+        url = f"s3+http://127.0.0.1:{self.port}/tickertape"
+        running = self.engine in FakeBroker.running
+        return StoreStatus(self.engine, running, 1, "http://x", url, "ak", self.home, self.home / "log")
+
+    def profile(self) -> dict[str, Any]:
+        return {"store_url": self.status().url, "store_access_key": "ak", "store_secret_key": "hush"}
+
+    def build(self, progress: Callable[[str], None]) -> Path:
+        progress("compiling")
+        return Path("bin/minio")
+
+    def logs(self, lines: int) -> str:
+        return f"{lines} lines"
+
+
+@pytest.fixture(autouse=True)
+def fakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
+    import os
+
+    for name in [name for name in os.environ if name.startswith("TAPE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TAPE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(wire.broker, "NativeBroker", FakeBroker)
+    monkeypatch.setattr(wire.store, "NativeStore", FakeStore)
+    monkeypatch.setattr(wire.topics, "ensure", lambda *_: [])
+    FakeBroker.running, FakeBroker.trouble, FakeBroker.log = set(), None, []
+    yield FakeBroker.log
+
+
+@pytest.fixture
+def tape(capfd: pytest.CaptureFixture[str]) -> Tape:
+    def run(*argv: str) -> Result:
+        capfd.readouterr()
+        code = main(argv)
+        found = capfd.readouterr()
+        return Result(code, [json.loads(line) for line in found.out.splitlines()], found.err)
+
+    return run
+
+
+def profile(tmp_path: Path) -> dict[str, Any]:
+    return dict(json.loads((tmp_path / "home" / "profile.json").read_text()))
+
+
+class TestUp:
+    def test_the_profile_leads_to_what_runs(self, tape: Tape, tmp_path: Path) -> None:
+        found = tape("up")
+        assert found.code == Exit.OK
+        assert profile(tmp_path) == {
+            "kafka_url": "127.0.0.1:9092",
+            "replication": 1,
+            "store_url": f"dir:{tmp_path / 'home' / 'store'}",
+        }
+        assert (tmp_path / "home" / "profile.json").stat().st_mode & 0o777 == 0o600
+        assert "next: tape doctor" in found.err
+
+    def test_a_store_and_three_nodes(self, tape: Tape, tmp_path: Path) -> None:
+        found = tape("up", "--store", "minio", "--nodes", "3", "--port", "9500")
+        assert profile(tmp_path)["kafka_url"] == "127.0.0.1:9500,127.0.0.1:9501,127.0.0.1:9502"
+        assert profile(tmp_path)["replication"] == 3
+        assert profile(tmp_path)["store_secret_key"] == "hush"
+        assert "hush" not in json.dumps(found.rows) + found.err
+
+    def test_again_keeps_the_store_of_last_time(self, tape: Tape, tmp_path: Path) -> None:
+        tape("up", "--store", "seaweedfs")
+        before = profile(tmp_path)
+        assert tape("up").code == Exit.OK
+        assert profile(tmp_path) == before
+
+    def test_a_broker_that_does_not_start_leaves_nothing(self, tape: Tape, tmp_path: Path, fakes: list[str]) -> None:
+        FakeBroker.trouble = SetupError("no JDK", code="TAPE-8001")
+        found = tape("up", "--store", "minio")
+        assert found.code == Exit.UNAVAILABLE
+        assert "TAPE-8001" in found.err
+        assert "apt-get install openjdk" in found.err
+        assert FakeBroker.running == set()
+        assert not (tmp_path / "home" / "profile.json").exists()
+        assert fakes == ["minio start", "broker start", "broker stop", "minio stop"]
+
+    def test_ctrl_c_leaves_nothing(self, tape: Tape, tmp_path: Path) -> None:
+        FakeBroker.trouble = KeyboardInterrupt()
+        assert tape("up", "--store", "minio").code == Exit.INTERRUPTED
+        assert FakeBroker.running == set()
+
+    def test_what_ran_before_keeps_running(self, tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:
+        tape("up")
+
+        def ensure(*_: object) -> None:
+            raise UnavailableError("gone")
+
+        monkeypatch.setattr(wire.topics, "ensure", ensure)
+        assert tape("up").code == Exit.UNAVAILABLE
+        assert FakeBroker.running == {"broker"}
+
+    def test_a_port_in_use(self, tape: Tape) -> None:
+        FakeBroker.trouble = ConflictError("port 9092 is in use by java (pid 1)", code="TAPE-3003", port=9092)
+        found = tape("up")
+        assert found.code == Exit.INVALID
+        assert "TAPE-3003" in found.err
+        assert "port=9092" in found.err
+
+    def test_an_environment_that_wins_is_told(self, tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TAPE_KAFKA_URL", "elsewhere:9092")
+        assert "TAPE_KAFKA_URL is set and wins" in tape("up").err
+
+
+class TestDown:
+    def test_it_stops_both(self, tape: Tape, tmp_path: Path) -> None:
+        tape("up", "--store", "minio")
+        found = tape("down")
+        assert found.rows[0]["stopped"] == ["broker", "minio"]
+        assert FakeBroker.running == set()
+        assert not (tmp_path / "home" / "profile.json").exists()
+
+    def test_nothing_to_stop(self, tape: Tape) -> None:
+        found = tape("down")
+        assert (found.code, found.rows[0]["stopped"]) == (Exit.OK, [])
+
+
+class TestBroker:
+    def test_start_status_stop(self, tape: Tape) -> None:
+        assert tape("broker", "status").code == Exit.UNAVAILABLE
+        found = tape("broker", "start", "--port", "9200")
+        assert found.rows[0]["url"] == "127.0.0.1:9200"
+        assert tape("broker", "status").code == Exit.OK
+        assert tape("broker", "stop").rows[0]["stopped"] is True
+
+    def test_logs(self, capfd: pytest.CaptureFixture[str]) -> None:
+        main(["broker", "logs", "-n", "3", "--node", "2"])
+        assert capfd.readouterr().out == "3 lines of node 2\n"
+
+
+class TestStore:
+    def test_start_status_stop(self, tape: Tape) -> None:
+        assert tape("store", "status").code == Exit.UNAVAILABLE
+        assert tape("store", "start", "--engine", "seaweedfs").rows[0]["engine"] == "seaweedfs"
+        assert tape("store", "status", "--engine", "seaweedfs").code == Exit.OK
+        assert tape("store", "stop", "--engine", "seaweedfs").rows[0]["stopped"] is True
+
+    def test_build_and_logs(self, tape: Tape, capfd: pytest.CaptureFixture[str]) -> None:
+        found = tape("store", "build")
+        assert found.rows == [{"engine": "minio", "program": "bin/minio"}]
+        assert "compiling" in found.err
+        main(["store", "logs", "-n", "3"])
+        assert capfd.readouterr().out == "3 lines\n"
+
+
+def plan(*changes: Change) -> SimpleNamespace:
+    pending = [change for change in changes if change.kind not in {"ok", "drift"}]
+    drift = [change for change in changes if change.kind == "drift"]
+    return SimpleNamespace(changes=changes, pending=pending, drift=drift, topics=(1,), groups=(1,))
+
+
+MISSING = Change("create", "topic", "tape.events")
+DRIFT = Change("drift", "topic", "tape.control", "partitions", "2", "1", "not taken away")
+
+
+class TestTopics:
+    def test_a_dry_run_changes_nothing(self, tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:
+        applied: list[object] = []
+        monkeypatch.setattr(wire.topics, "check", lambda *_: plan(MISSING, DRIFT))
+        monkeypatch.setattr(wire.topics, "apply", lambda found: applied.append(found) or found.pending)
+        found = tape("topics", "apply", "--dry-run")
+        assert [row["kind"] for row in found.rows] == ["create", "drift"]
+        assert "would change: 1" in found.err
+        assert applied == []
+        assert "changed: 1" in tape("topics", "apply").err
+        assert len(applied) == 1
+
+    def test_a_list_that_differs_is_a_failure(self, tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(wire.topics, "check", lambda *_: plan(MISSING))
+        assert tape("topics", "ls").code == Exit.FAILURE
+        monkeypatch.setattr(wire.topics, "check", lambda *_: plan(Change("ok", "topic", "x")))
+        assert tape("topics", "ls").code == Exit.OK
+
+    def test_further_kinds_are_wanted_too(self, tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:
+        wanted: list[str] = []
+
+        def check(_settings: object, topics: Any, _groups: object) -> SimpleNamespace:
+            wanted.extend(topic.name for topic in topics)
+            return plan()
+
+        monkeypatch.setattr(wire.topics, "check", check)
+        tape("topics", "ls", "--kind", "translation")
+        assert {"tape.jobs.translation.bulk", "tape.jobs.training.interactive"} <= set(wanted)
+
+
+class FakeLink:
+    share = True
+    trouble: Exception | None = None
+
+    def __init__(self, *_: object, **__: object) -> None:
+        if self.trouble is not None:
+            raise self.trouble
+
+    def __enter__(self) -> FakeLink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def describe(self) -> SimpleNamespace:
+        return SimpleNamespace(brokers=1, share=self.share, id="c")
+
+
+class TestDoctor:
+    @pytest.fixture(autouse=True)
+    def well(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import wire.kafka
+
+        monkeypatch.setattr(wire.kafka, "Link", FakeLink)
+        monkeypatch.setattr(FakeLink, "trouble", None)
+        monkeypatch.setattr(FakeLink, "share", True)
+        monkeypatch.setattr(wire.topics, "check", lambda *_: plan(Change("ok", "topic", "x")))
+        monkeypatch.setattr(doctor, "NO_DISK", 0)
+
+    def rows(self, found: Result) -> dict[str, Any]:
+        return {row["check"]: row for row in found.rows}
+
+    def test_all_is_well(self, tape: Tape) -> None:
+        tape("up")
+        found = tape("doctor")
+        assert found.code == Exit.OK
+        rows = self.rows(found)
+        for check in ("python", "broker", "share groups", "topics", "store", "profile"):
+            assert rows[check]["status"] == "ok", rows[check]
+
+    @pytest.mark.parametrize(
+        ("trouble", "code"), [(UnavailableError("none"), "TAPE-5001"), (AuthError("no", code="TAPE-4001"), "TAPE-4001")]
+    )
+    def test_a_broker_in_trouble(
+        self, tape: Tape, monkeypatch: pytest.MonkeyPatch, trouble: Exception, code: str
+    ) -> None:
+        monkeypatch.setattr(FakeLink, "trouble", trouble)
+        found = tape("doctor")
+        assert found.code == Exit.UNAVAILABLE
+        assert code in self.rows(found)["broker"]["found"]
+        assert self.rows(found)["broker"]["way_out"]
+
+    def test_share_groups_off(self, tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(FakeLink, "share", False)
+        assert self.rows(tape("doctor"))["share groups"]["status"] == "fail"
+
+    def test_topics_that_differ(self, tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(wire.topics, "check", lambda *_: plan(MISSING))
+        assert self.rows(tape("doctor"))["topics"]["way_out"] == "tape topics apply"
+        monkeypatch.setattr(wire.topics, "check", lambda *_: plan(DRIFT))
+        assert self.rows(tape("doctor"))["topics"]["status"] == "warn"
+
+    def test_a_store_that_cannot_be_written(self, tape: Tape, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("x")
+        found = tape("doctor", "--store-url", f"dir:{tmp_path / 'file'}")
+        assert found.code == Exit.UNAVAILABLE
+        assert self.rows(found)["store"]["status"] == "fail"
+
+    def test_what_this_machine_lacks(self, tape: Tape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(doctor, "find_spec", lambda _: None)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.delenv("JAVA_HOME", raising=False)
+        monkeypatch.setenv("TAPE_CACHE", str(tmp_path / "cache"))
+        rows = self.rows(tape("doctor"))
+        assert "apt-get install openjdk" in rows["jdk"]["way_out"]
+        assert rows["kafka"]["way_out"] == "apt-get install maven"
+        assert rows["models"]["way_out"] == "pip install 'tickertape[llm]'"
+        assert rows["crc32c"]["status"] == "warn"
+
+    def test_little_room_and_an_open_profile(self, tape: Tape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        tape("up")
+        (tmp_path / "home" / "profile.json").chmod(0o644)
+        monkeypatch.setattr(doctor, "NO_DISK", 1 << 60)
+        found = tape("doctor")
+        assert found.code == Exit.FAILURE
+        assert self.rows(found)["disk (home)"]["status"] == "fail"
+        assert self.rows(found)["profile"]["way_out"].startswith("chmod 600")
+
+
+class TestRefused:
+    def test_a_broker_that_is_not_there_is_told_at_once(self, tape: Tape) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            port = taken.getsockname()[1]
+        found = tape("jobs", "--kafka-url", f"127.0.0.1:{port}")
+        assert found.code == Exit.UNAVAILABLE
+        assert "TAPE-5001 no broker there: Connection refused" in found.err

@@ -1,0 +1,77 @@
+"""Events folded into views: the order of arrival and repeats change nothing that they should not."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from producers.fold import fold
+from schemas.event import FINAL, TRANSITIONS, Event, EventType, State
+from schemas.outcome import Failure
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def event(kind: EventType, second: int = 0, job: str = "j", **fields: Any) -> Event:
+    time = START + timedelta(seconds=second)
+    return Event(id=f"{job}-{kind}-{second}", type=kind, job=job, kind="inference", time=time, **fields)
+
+
+def test_a_life() -> None:
+    failure = Failure(failure="transient", code="TAPE-6001", message="x")
+    views = fold(
+        [
+            event(EventType.QUEUED, 0, labels={"a": "b"}),
+            event(EventType.RUNNING, 1, attempt=1, worker="w1"),
+            event(EventType.PROGRESS, 2, attempt=1, progress={"step": 1}),
+            event(EventType.RETRYING, 3, attempt=1, failure=failure),
+            event(EventType.RUNNING, 4, attempt=2, worker="w2"),
+            event(EventType.SUCCEEDED, 9, attempt=2, worker="w2", started_at=START + timedelta(seconds=4)),
+        ]
+    )
+    view = views["j"]
+    assert (view.state, view.attempt, view.worker, view.code) == (State.SUCCEEDED, 2, "w2", None)
+    assert (view.submitted, view.seconds, view.progress, view.labels) == (START, 5, {"step": 1}, {"a": "b"})
+    assert view.final
+    assert view.row()["state"] == "succeeded"
+
+
+def test_why_it_failed_is_kept() -> None:
+    failure = Failure(failure="invalid", code="TAPE-1008", message="x")
+    assert fold([event(EventType.QUEUED), event(EventType.FAILED, 1, failure=failure)])["j"].code == "TAPE-1008"
+    assert fold([event(EventType.FAILED, 1, failure=failure)])["j"].code == "TAPE-1008"
+
+
+def test_a_queued_event_that_comes_late_tells_when_it_was_submitted() -> None:
+    view = fold([event(EventType.RUNNING, 1, attempt=1), event(EventType.QUEUED, 0)])["j"]
+    assert (view.state, view.submitted) == (State.RUNNING, START)
+
+
+def test_the_past_may_be_missing() -> None:
+    view = fold([event(EventType.PROGRESS, 5, progress={"step": 9})])["j"]
+    assert (view.state, view.submitted, view.seconds) == (State.RUNNING, None, None)
+
+
+def test_jobs_are_kept_apart_and_in_order() -> None:
+    views = fold([event(EventType.QUEUED, 0, "b"), event(EventType.QUEUED, 1, "a"), event(EventType.RUNNING, 2, "b")])
+    assert [(job, view.state) for job, view in views.items()] == [("b", State.RUNNING), ("a", State.QUEUED)]
+
+
+@given(st.lists(st.tuples(st.sampled_from(EventType), st.integers(0, 20)), max_size=20))
+def test_any_stream_gives_states_the_machine_allows(stream: list[tuple[EventType, int]]) -> None:
+    events = [event(kind, second) for kind, second in stream]
+    seen = [fold(events[:count])["j"].state for count in range(1, len(events) + 1)]
+    for before, after in pairwise(seen):
+        assert after == before or after in TRANSITIONS[before]
+    if seen and seen[0] in FINAL - {State.DEAD}:
+        assert set(seen) == {seen[0]}
+
+
+@given(st.lists(st.sampled_from(EventType), min_size=1, max_size=8))
+def test_a_repeat_of_the_last_event_changes_nothing(stream: list[EventType]) -> None:
+    events = [event(kind, second) for second, kind in enumerate(stream)]
+    assert fold(events)["j"] == fold([*events, events[-1]])["j"]
