@@ -134,7 +134,9 @@ _SMALL = {
     "log.cleaner.dedupe.buffer.size": str(16 << 20),
     "log.retention.check.interval.ms": "10000",
     "log.segment.delete.delay.ms": "5000",
-    "controlled.shutdown.enable": "true",
+    # A broker that was killed may come back only when its old session is over: the default makes that nine seconds.
+    "broker.session.timeout.ms": "3000",
+    "broker.heartbeat.interval.ms": "500",
     "connections.max.idle.ms": "1800000",
 }
 

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,8 +110,10 @@ class NativeBroker:
             return True
         with locked(self.folder / "lock", wait_s=START_S * 2):
             found = self._load()
-            went = [node.stop(grace_s) for node in (found[1] if found else [])]
-            return all(went)
+            nodes = found[1] if found else []
+            # At once, not in turn: the last node of a cluster cannot say goodbye to controllers that are gone.
+            with ThreadPoolExecutor(max(1, len(nodes))) as pool:
+                return all(list(pool.map(lambda node: node.stop(grace_s), nodes)))
 
     def status(self) -> BrokerStatus:
         """Tell what runs, from the processes themselves."""

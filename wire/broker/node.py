@@ -67,9 +67,9 @@ class Node:
             timeout=120,
         )
         if answer.returncode:
-            said = (answer.stderr + answer.stdout).strip().splitlines()[-5:]
+            said = _telling(answer.stderr + answer.stdout)
             raise SetupError(
-                f"the broker's data folder could not be formatted: {' | '.join(said)}",
+                f"the broker's data folder could not be formatted: {said}",
                 code="TAPE-8004",
                 file=str(self.data),
                 hint="remove the folder if its records are not needed",
@@ -99,6 +99,10 @@ class Node:
 
     def last_words(self) -> str:
         """Return the log's last lines that tell why it ended."""
-        lines = [line for line in tail(self.log, 200).splitlines() if line.strip() and not line.startswith("\tat ")]
-        telling = [line for line in lines if "ERROR" in line or "FATAL" in line or "Exception" in line]
-        return " | ".join((telling or lines)[-4:])
+        return _telling(tail(self.log, 200))
+
+
+def _telling(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("\tat ")]
+    errors = [line for line in lines if "ERROR" in line or "FATAL" in line or "Exception" in line]
+    return " | ".join((errors or lines)[-4:])
