@@ -73,7 +73,11 @@ class ShareAdmin:
         self._net.start()
 
     def describe_offsets(self, group: str, topics: Sequence[str] | None = None) -> list[PartitionOffset]:
-        """Start offset and lag by partition, of these topics (every partition) or of all the group has read."""
+        """Start offset and lag by partition, of these topics (every partition) or of all the group has read.
+
+        The lag counts finished records at once; the start offset is what the broker last wrote down, which may be one
+        write behind. Deleting records below it is safe.
+        """
         request = messages.DescribeShareGroupOffsetsRequest
         wanted = None
         if topics is not None:
@@ -137,7 +141,7 @@ class ShareAdmin:
         """Close the connections."""
         if self._channel is not None:
             channel, self._channel = self._channel, None
-            self._net.call_soon_threadsafe(channel.close)
+            self._net.run(channel.close)
         if self._own_net:
             self._net.close()
 

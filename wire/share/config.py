@@ -30,7 +30,7 @@ class ShareConfig:
     rotate_wait: float = 0.05
     ack_linger: float = 0.003
     max_bytes: int = 32 << 20
-    request_timeout: float = 15.0
+    request_timeout: float = 30.0
     connect_timeout: float = 5.0
     backoff: float = 0.05
     backoff_max: float = 2.0
