@@ -176,6 +176,7 @@ def test_refusals_are_not_repeated(server: Server, store: S3) -> None:
         "AccessDenied": (AuthError, "TAPE-4003"),
         "NoSuchBucket": (NotFoundError, "TAPE-2001"),
         "KeyTooLongError": (InvalidError, "TAPE-1002"),
+        "ConditionalRequestConflict": (ConflictError, "TAPE-3002"),
         "SomethingNew": (UnavailableError, "TAPE-5002"),
     }
     for code, (kind, number) in expected.items():
@@ -367,7 +368,10 @@ def test_missing_bucket_is_made_only_if_asked(server: Server) -> None:
 
 
 def test_prefix_is_put_before_every_name_and_taken_off_again(server: Server) -> None:
-    found = EMPTY.replace(b"</Name>", b"</Name><Contents><Key>some/prefix/a/x</Key><Size>3</Size></Contents>")
+    rows = b"".join(
+        b"<Contents><Key>some/prefix/%s</Key><Size>3</Size></Contents>" % key for key in (b"a/x", b".probe/1", b"f/")
+    )
+    found = EMPTY.replace(b"</Name>", b"</Name>" + rows)
     server.script += [Reply(200, EMPTY, XML), Reply(200, found, XML), Reply(200, headers={"ETag": '"e"'})]
     store = connect(server, create_bucket=False)
     assert [blob.name for blob in store.list("a/")] == ["a/x"]
