@@ -156,11 +156,8 @@ def test_what_is_not_a_json_object_is_refused_as_such(value: bytes) -> None:
     for read in (parse_object, lambda text: parse(Job, text), lambda text: decode(text, STRUCTURED)):
         with pytest.raises(InvalidError) as caught:
             read(value)
-        assert caught.value.code in {"TAPE-1001", "TAPE-1002"}
+        assert caught.value.code == "TAPE-1001"
         assert str(caught.value).isprintable()
-    with pytest.raises(InvalidError) as caught:
-        parse_object(value)
-    assert caught.value.code == "TAPE-1001"
 
 
 @given(st.binary() | st.text().map(lambda text: text.encode(errors="surrogatepass")))
