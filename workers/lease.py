@@ -15,8 +15,9 @@ from typing import Protocol
 
 import structlog
 
-from wire.share import AckType
+from wire.share import AckType, ShareError
 from wire.share import Record as ShareRecord
+from wire.share.errors import LeaseLostError
 from workers.attempt import Record
 from workers.slots import Pool
 
@@ -46,7 +47,7 @@ class Consumer(Protocol):
     def close(self, timeout: float) -> None: ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Source:
     """One consumer: the jobs of a kind and lane, and the pool that runs them."""
 
@@ -82,15 +83,33 @@ class Rate:
             self._since, self._count = self._clock(), 0
 
 
-def turns(sources: Sequence[Source], start: int) -> list[Source]:
-    """Return every source once, in the order of a weighted round that begins at turn `start`."""
-    circle = [source for source in sources for _ in range(WEIGHTS.get(source.lane, 1))]
-    ordered: list[Source] = []
-    for step in range(len(circle)):
-        source = circle[(start + step) % len(circle)]
-        if source not in ordered:
-            ordered.append(source)
-    return ordered
+class Round:
+    """Whose turn it is among the sources of a pool: a circle in which each has as many places as its lane weighs."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = list(sources)
+        self._circle = [source for source in sources for _ in range(WEIGHTS.get(source.lane, 1))]
+        self._at = 0
+        self.asked_at = 0.0
+
+    def order(self) -> list[Source]:
+        """Return every source once, the one whose turn it is first."""
+        ordered: list[Source] = []
+        for source in self._circle[self._at :] + self._circle[: self._at]:
+            if source not in ordered:
+                ordered.append(source)
+        return ordered
+
+    def served(self) -> None:
+        """The turn was used: the next place of the circle has it."""
+        self._at = (self._at + 1) % len(self._circle)
+
+    def skip(self, waiting: Sequence[Source]) -> None:
+        """The turn was in vain: give it to the next source that does not wait already."""
+        for _ in self._circle:
+            self.served()
+            if self._circle[self._at] not in waiting:
+                return
 
 
 class LeaseLoop:
@@ -107,16 +126,18 @@ class LeaseLoop:
     ) -> None:
         self.sources = list(sources)
         self._pools = list({id(source.pool): source.pool for source in sources}.values())
+        self._rounds = {id(pool): Round([source for source in sources if source.pool is pool]) for pool in self._pools}
         self._forget, self._clock, self._idle_s = forget, clock, idle_s
         self._left = limit
         self._held: dict[Place, Lease] = {}
+        self._adrift: dict[int, Lease] = {}
         self._load = dict.fromkeys(map(id, self._pools), 0)
         self._rates = {id(pool): Rate(clock) for pool in self._pools}
         self._settled: deque[tuple[Record, AckType]] = deque()
         self._lost: deque[Place] = deque()
-        self._turn, self._turned = 0, 0.0
         self._wake = threading.Event()
         self._draining = False
+        self._pause = TICK_S
         self.beat = clock()
         self._busy_at = clock()
 
@@ -156,12 +177,12 @@ class LeaseLoop:
         return self._draining
 
     def run(self, until: Callable[[], bool]) -> None:
-        """Turn until `until()` holds, or, when draining, until nothing is held any more."""
+        """Turn until `until()` holds, or until nothing is held and nothing more will be taken."""
         while not until():
             self.step()
-            if self._draining and not self._held:
+            if self._full and not self._held:
                 return
-            self._wake.wait(TICK_S)
+            self._wake.wait(self._pause)
             self._wake.clear()
 
     def step(self) -> None:
@@ -173,30 +194,53 @@ class LeaseLoop:
         if self._draining:
             self._give_back()
         self._renew()
+        self._pause = TICK_S
         for pool in self._pools:
             self._acquire(pool)
+
+    @property
+    def _full(self) -> bool:
+        """Whether nothing more will be taken, ever."""
+        return self._draining or self._left == 0
 
     def _idle(self) -> bool:
         if self._held:
             self._busy_at = self.beat
-        out = self._left == 0
-        return out or (self._idle_s is not None and self.beat - self._busy_at >= self._idle_s)
+        return self._idle_s is not None and self.beat - self._busy_at >= self._idle_s
 
     def _acknowledge(self) -> None:
-        while self._lost:
-            if (lease := self._held.pop(self._lost.popleft(), None)) is not None:
-                self._load[id(lease.source.pool)] -= 1
-                _LOG.warning("lease lost", topic=lease.record.topic, offset=lease.record.offset)
+        self._part()
         settled = self._settled
         for _ in range(len(settled)):
             record, ack = settled.popleft()
-            lease = self._held.pop((record.topic, record.partition, record.offset), None)
+            place = record.topic, record.partition, record.offset
+            lease = self._held.get(place)
+            if lease is not None and lease.record is record:
+                del self._held[place]
+                self._say(lease, ack)
+            else:
+                lease = self._adrift.pop(id(record), None)
             if lease is not None:
-                lease.source.consumer.acknowledge(lease.record, ack)
                 pool = id(lease.source.pool)
                 self._load[pool] -= 1
                 self._rates[pool].add(1)
                 self._forget(record)
+
+    def _part(self) -> None:
+        """Let go of what was lost. Its job keeps its slot until it ends, so the slot is not given away twice."""
+        while self._lost:
+            if (lease := self._held.pop(self._lost.popleft(), None)) is not None:
+                self._adrift[id(lease.record)] = lease
+                _LOG.warning("lease lost", topic=lease.record.topic, offset=lease.record.offset)
+
+    def _say(self, lease: Lease, ack: AckType) -> bool:
+        """Acknowledge; return whether the lease was still ours."""
+        try:
+            lease.source.consumer.acknowledge(lease.record, ack)
+        except LeaseLostError as error:
+            _LOG.warning("lease lost", topic=lease.record.topic, offset=lease.record.offset, error=str(error))
+            return False
+        return True
 
     def _give_back(self) -> None:
         for pool in self._pools:
@@ -211,64 +255,80 @@ class LeaseLoop:
             if lease.renew_at > now:
                 return
             del self._held[place]
-            lease.renew_at = now + lease.source.consumer.lock_timeout / 3
-            self._held[place] = lease
-            lease.source.consumer.acknowledge(lease.record, AckType.RENEW)
+            if self._say(lease, AckType.RENEW):
+                lease.renew_at = now + self._renewal
+                self._held[place] = lease
+            else:
+                self._adrift[id(lease.record)] = lease
+
+    @property
+    def _renewal(self) -> float:
+        """Seconds between renewals: one measure for all groups keeps the held leases in the order they are due."""
+        return min(source.consumer.lock_timeout for source in self.sources) / 3
 
     def _acquire(self, pool: Pool) -> None:
-        mine = [source for source in self.sources if source.pool is pool]
-        for source in mine:
+        turn = self._rounds[id(pool)]
+        for source in turn.sources:
             if promised := source.consumer.promised:
                 self._take(source, source.consumer.poll(promised, 0.0))
-        room = self._room(pool, mine)
-        ordered = turns(mine, self._turn)
-        asking = [source for source in ordered if not source.consumer.promised]
+                if self._full:
+                    source.consumer.poll(0, 0.0)
+        if self._full:
+            return
+        asking = [source for source in turn.order() if not source.consumer.promised]
+        waiting = [source for source in turn.sources if source.consumer.promised]
+        if not waiting:
+            turn.asked_at = self.beat
+        elif asking:  # Fewer free slots than sources: who waited in vain for a while gives its turn to the next.
+            self._pause = ROTATE_S
+            if self.beat - turn.asked_at >= ROTATE_S:
+                turn.skip(waiting)
+                turn.asked_at = self.beat
+                for source in waiting:
+                    self._take(source, source.consumer.poll(0, 0.0))
+        room = self._room(pool, turn.sources)
         for place, source in enumerate(asking):
             if room <= 0:
                 break
             share = -(-room // (len(asking) - place))
             room -= share
             self._take(source, source.consumer.poll(share, 0.0))
-        if len(asking) < len(mine):
-            self._rotate(pool, mine, ordered)
-
-    def _rotate(self, pool: Pool, mine: Sequence[Source], ordered: Sequence[Source]) -> None:
-        """Where there are fewer free slots than sources, who waited in vain for a while gives its turn to the next."""
-        waiting = [source for source in mine if source.consumer.promised]
-        if len(waiting) == len(mine) or self._draining or self.beat - self._turned < ROTATE_S:
-            return
-        self._turned = self.beat
-        self._turn += max(1, len(waiting))
-        for source in waiting:
-            self._take(source, source.consumer.poll(0, 0.0))
 
     def _room(self, pool: Pool, mine: Sequence[Source]) -> int:
-        if self._draining:
-            return 0
         buffer = 0
         if pool.light:  # a little more than can run, at least one for each source, so that none waits for its turn
             buffer = min(BUFFER_LIMIT, max(len(mine), int(self._rates[id(pool)].value * HORIZON_S)))
-        promised = sum(source.consumer.promised for source in mine)
-        room = pool.size + buffer - self._load[id(pool)] - promised
-        return room if self._left is None else min(room, self._left - promised)
+        room = pool.size + buffer - self._load[id(pool)] - sum(source.consumer.promised for source in mine)
+        if self._left is None:
+            return room
+        return min(room, self._left - sum(source.consumer.promised for source in self.sources))
 
     def _take(self, source: Source, records: Sequence[ShareRecord]) -> None:
         if not records:
             return
-        renew_at = self._clock() + source.consumer.lock_timeout / 3
+        self._part()  # what was lost may be among these again, under a new lease
+        keep = 0 if self._draining else len(records) if self._left is None else min(self._left, len(records))
+        renew_at = self._clock() + self._renewal
         give = source.pool.give
-        for record in records:
+        for record in records[:keep]:
             self._held[record.topic, record.partition, record.offset] = Lease(record, source, renew_at)
             give(record)
-        self._load[id(source.pool)] += len(records)
+        for record in records[keep:]:
+            self._say(Lease(record, source, renew_at), AckType.RELEASE)
+        self._load[id(source.pool)] += keep
+        self._rounds[id(source.pool)].served()
         if self._left is not None:
-            self._left = max(0, self._left - len(records))
+            self._left -= keep
 
     def close(self, timeout: float) -> None:
-        """Acknowledge what is settled, release the rest at once, and leave the groups."""
+        """Acknowledge what is settled, release the rest at once, and leave the groups, all within `timeout` seconds."""
         self._acknowledge()
-        for place, lease in list(self._held.items()):
-            lease.source.consumer.acknowledge(lease.record, AckType.RELEASE)
-            del self._held[place]
+        for lease in self._held.values():
+            self._say(lease, AckType.RELEASE)
+        self._held.clear()
+        until = time.monotonic() + timeout
         for source in self.sources:
-            source.consumer.close(timeout)
+            try:
+                source.consumer.close(max(0.1, until - time.monotonic()))
+            except ShareError as error:
+                _LOG.warning("left a share group with trouble", kind=source.kind, lane=source.lane, error=str(error))
