@@ -98,6 +98,9 @@ CODES: dict[str, Code] = {
     "TAPE-6008": Code("too many deliveries", _C, "look at why its workers die, then redrive it"),
     "TAPE-6009": Code("the training diverged", _P, "lower the learning rate"),
     "TAPE-6010": Code("the worker itself is at fault", _P, "report it with the worker's log", _CRIT),
+    "TAPE-6011": Code(
+        "the result cannot be kept", _P, "return little and plain JSON; write the rest to files and keep an artifact"
+    ),
     "TAPE-7001": Code("the job ran longer than timeout_s", _TO, "raise timeout_s, or make the job smaller"),
     "TAPE-7002": Code("waiting took longer than asked", _TO, "wait longer; the job goes on"),
     "TAPE-8001": Code(

@@ -9,8 +9,11 @@ import threading
 import time
 from collections.abc import Callable
 
+import structlog
+
 from workers.attempt import Record
 
+_LOG = structlog.get_logger("tickertape.again")
 FIRST_S, LONGEST_S = 0.5, 30.0
 
 
@@ -29,7 +32,7 @@ class Again:
         self, *, clock: Callable[[], float] = time.monotonic, chance: Callable[[], float] = random.random
     ) -> None:
         self._clock, self._chance = clock, chance
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._heap: list[tuple[float, int, Record, Callable[[], None]]] = []
         self._tries: dict[tuple[str, int, int], int] = {}
         self._order = itertools.count()
         self._changed = threading.Condition()
@@ -46,7 +49,7 @@ class Again:
         with self._changed:
             tries = self._tries[place] = self._tries.get(place, 0) + 1
             due = self._clock() + pause(tries, self._chance())
-            heapq.heappush(self._heap, (due, next(self._order), call))
+            heapq.heappush(self._heap, (due, next(self._order), record, call))
             self._changed.notify()
 
     def forget(self, record: Record) -> None:
@@ -69,13 +72,18 @@ class Again:
             self._thread.join()
 
     def _serve(self) -> None:
-        while (call := self._next()) is not None:
-            call()
+        while (due := self._next()) is not None:
+            record, call = due
+            try:
+                call()
+            except Exception:  # one record's trouble must not end the tries of all the others
+                _LOG.exception("trying again failed", topic=record.topic, offset=record.offset)
+                self.later(record, call)
 
-    def _next(self) -> Callable[[], None] | None:
+    def _next(self) -> tuple[Record, Callable[[], None]] | None:
         with self._changed:
             while not self._stopped:
                 if self._heap and self._heap[0][0] <= self._clock():
-                    return heapq.heappop(self._heap)[2]
+                    return heapq.heappop(self._heap)[2:]
                 self._changed.wait(self._heap[0][0] - self._clock() if self._heap else None)
         return None

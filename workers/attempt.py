@@ -9,9 +9,9 @@ from typing import Protocol
 
 from pydantic import BaseModel
 
-from schemas.codec import Envelope, decode, parse
+from schemas.codec import Envelope, decode, parse, request_type
 from schemas.errors import InvalidError
-from schemas.ids import derived_id
+from schemas.ids import checked, derived_id
 from schemas.job import Job
 from schemas.topics import Names
 from workers.kinds import Kind
@@ -68,19 +68,25 @@ def identify(record: Record) -> str:
     """
     headers = {name.lower(): raw for name, raw in record.headers if raw is not None}
     for raw in (headers.get("ce_subject"), record.key):
-        if raw:
-            text = raw.decode("utf-8", "replace")
-            if text.isprintable() and len(text) <= 256:
-                return text
+        if raw and (found := _safe(raw)) is not None:
+            return found
     if "ce_source" in headers and "ce_id" in headers:
         return derived_id(*(headers[name].decode("utf-8", "replace") for name in ("ce_source", "ce_id")))
     return derived_id(record.topic, str(record.partition), str(record.offset))
+
+
+def _safe(raw: bytes) -> str | None:
+    try:
+        return checked(raw.decode())
+    except (UnicodeDecodeError, InvalidError):
+        return None
 
 
 def read(record: Record, kind: Kind, names: Names, now: datetime) -> Attempt:
     """Decode and validate a record. Raises `InvalidError` that names the header or field."""
     _, lane = names.parse_jobs(record.topic)
     envelope = decode(record.value, record.headers)
+    _check_version(envelope.type, kind.name)
     job = parse(Job, envelope.data)
     return Attempt(
         record=record,
@@ -95,10 +101,20 @@ def read(record: Record, kind: Kind, names: Names, now: datetime) -> Attempt:
     )
 
 
+def _check_version(given: str, kind: str) -> None:
+    """Refuse a request that calls itself one of ours, of another kind or version; foreign types say nothing to us."""
+    known = request_type(kind)
+    if given.startswith(known.rpartition(".")[0].removesuffix(kind)) and given != known:
+        raise InvalidError(
+            f"{given} is not read here", code="TAPE-1005", field="ce_type", hint=f"send {known} to this topic"
+        )
+
+
 def _id(record: Record, envelope: Envelope) -> str:
-    if envelope.subject and envelope.subject.isprintable() and len(envelope.subject) <= 256:
-        return envelope.subject
-    return identify(record)
+    if envelope.subject is not None:
+        return checked(envelope.subject)
+    by_key = _safe(record.key) if record.key else None
+    return by_key or derived_id(envelope.source, envelope.id)
 
 
 def _with_expiry(job: Job, envelope: Envelope) -> Job:

@@ -12,6 +12,7 @@ from opentelemetry import trace
 
 from schemas.errors import InvalidError, JobError, TapeError
 from schemas.event import EventType
+from schemas.job import Lane
 from schemas.outcome import Cancelled, Failed, Failure, Verdict
 from schemas.topics import Names
 from wire import telemetry
@@ -47,22 +48,44 @@ class Executor:
 
     def execute(self, record: Record, runner: Runner) -> None:
         """Take one record from bytes to settlement; never raises."""
-        kind, lane = self._names.parse_jobs(record.topic)
         try:
-            attempt = read(record, self._kinds[kind], self._names, self._now())
-        except InvalidError as error:
+            attempt = self._read(record)
+            if attempt is not None:
+                self._attempt(attempt, runner)
+        except Exception:
+            # Not even a dead letter could be made of it. It stays leased, so that nothing is lost, and is loud.
+            _LOG.exception("defect in the worker", topic=record.topic, offset=record.offset)
+            self._again.later(record, lambda: self._give(record))
+
+    def _read(self, record: Record) -> Attempt | None:
+        """Decode the record; what cannot be read becomes a dead letter."""
+        kind, lane = "unknown", Lane.BULK.value
+        try:
+            kind, lane = self._names.parse_jobs(record.topic)
+            if kind not in self._kinds:
+                raise InvalidError(f"this worker has no kind {kind!r}", code="TAPE-1003", topic=record.topic)
+            return read(record, self._kinds[kind], self._names, self._now())
+        except TapeError as error:
             self._settler.bury_raw(record, kind, lane, Failure.of(error))
-            return
+        except Exception as error:
+            _LOG.exception("defect in the worker", topic=record.topic, offset=record.offset)
+            self._settler.bury_raw(record, kind, lane, _defect(error))
+        return None
+
+    def _attempt(self, attempt: Attempt, runner: Runner) -> None:
+        record = attempt.record
         try:
             with self._span(attempt):
                 if self._admit(attempt):
                     self._settle(attempt, self._run(attempt, runner))
+        except (InvalidError, JobError) as error:  # it would be the same another time
+            self._settler.bury(attempt, Failure.of(error))
         except TapeError as error:
             _LOG.error("attempt cannot go on yet", job=attempt.id, error=str(error))
             self._again.later(record, lambda: self._give(record))
         except Exception as error:
             _LOG.exception("defect in the worker", job=attempt.id)
-            self._settler.bury(attempt, Failure.of(JobError(f"{type(error).__name__}: {error}", code="TAPE-6010")))
+            self._settler.bury(attempt, _defect(error))
 
     def _span(self, attempt: Attempt) -> AbstractContextManager[Any]:
         """A span under the client's; light jobs have one only when their sender traces them."""
@@ -107,10 +130,8 @@ class Executor:
 
     def _settle(self, attempt: Attempt, verdict: Verdict) -> None:
         with self._step("settle", attempt):
-            if isinstance(verdict, Cancelled) and self._cancelled(attempt.id) is None:
-                # Stopped because the worker goes down, not because anybody asked: hand the job back.
-                down = JobError("the worker was stopped", code="TAPE-3004", hint="another worker takes the job")
-                self._settler.release(attempt, Failure.of(down))
+            if isinstance(verdict, Cancelled):
+                self._end_early(attempt, verdict)
             elif isinstance(verdict, Failed):
                 decision = decide(verdict.failure, attempt=attempt.number, limit=attempt.limit)
                 _LOG.warning(
@@ -127,7 +148,20 @@ class Executor:
         if attempt.kind.recorded:
             _LOG.info("job settled", job=attempt.id, verdict=verdict.verdict, seconds=round(verdict.usage.seconds, 3))
 
+    def _end_early(self, attempt: Attempt, verdict: Cancelled) -> None:
+        reason = self._cancelled(attempt.id)
+        if reason is None and self._stopping():
+            # Stopped because the worker goes down, not because anybody asked: hand the job back.
+            down = JobError("the worker was stopped", code="TAPE-3004", hint="another worker takes the job")
+            self._settler.release(attempt, Failure.of(down))
+        else:
+            self._settler.finish(attempt, verdict.model_copy(update={"reason": reason or verdict.reason}))
+
     def _step(self, name: str, attempt: Attempt) -> AbstractContextManager[Any]:
         if not attempt.kind.recorded:
             return nullcontext()
         return _TRACER.start_as_current_span(name)
+
+
+def _defect(error: Exception) -> Failure:
+    return Failure.of(JobError(f"{type(error).__name__}: {error}", code="TAPE-6010"))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from opentelemetry import trace
+from pydantic_core import from_json, to_json
 
 from schemas.errors import InvalidError, JobError, TapeError
 from schemas.outcome import Cancelled, Failed, Failure, Succeeded, Usage, Verdict
@@ -20,6 +21,8 @@ from workers.context import CancelledByRequest, Context
 from workers.kinds import Kind
 
 _TRACER = trace.get_tracer("tickertape.worker")
+RESULT_LIMIT = 512 * 1024
+"""Bytes of a result and its list of artifacts: with the rest of the outcome they must fit into one event."""
 _VERDICTS = (Succeeded, Failed, Cancelled)
 
 
@@ -68,6 +71,8 @@ def call(kind: Kind, context: Context, params: Any) -> Verdict:
         verdict: Any = kind(context, params)
         if not isinstance(verdict, _VERDICTS):
             raise JobError(f"the handler of {kind.name} returned a {type(verdict).__name__}", code="TAPE-6004")
+        if isinstance(verdict, Succeeded):
+            verdict = _plain(verdict)
     except CancelledByRequest:
         verdict = Cancelled()
     except Exception as error:
@@ -79,6 +84,23 @@ def call(kind: Kind, context: Context, params: Any) -> Verdict:
     seconds = time.monotonic() - started
     usage: Usage = verdict.usage.model_copy(update={"seconds": seconds})
     return verdict.model_copy(update={"usage": usage})  # type: ignore[no-any-return]
+
+
+def _plain(verdict: Succeeded) -> Succeeded:
+    """Return the verdict with its result as plain JSON of bounded size. Raises `JobError` (TAPE-6011)."""
+    if not verdict.result and not verdict.artifacts:
+        return verdict
+    try:
+        data = to_json(verdict.result, inf_nan_mode="constants")
+        plain = from_json(data, allow_inf_nan=False)
+    except ValueError as error:
+        raise JobError(f"the result is not JSON: {error}", code="TAPE-6011", field="result") from error
+    size = len(data) + sum(len(artifact.model_dump_json()) for artifact in verdict.artifacts)
+    if size > RESULT_LIMIT:
+        raise JobError(
+            f"the result has {size} bytes and at most {RESULT_LIMIT} are kept", code="TAPE-6011", field="result"
+        )
+    return verdict.model_copy(update={"result": plain})
 
 
 def foreign(error: Exception) -> TapeError:

@@ -18,7 +18,7 @@ import structlog
 from schemas import codec
 from schemas.codec import Header
 from schemas.dead import HEADER, DeadLetter
-from schemas.errors import ConflictError, TapeError
+from schemas.errors import ConflictError, InvalidError, JobError, TapeError
 from schemas.event import EVENT_OF, Event, EventType
 from schemas.ids import derived_id, uuid7
 from schemas.outcome import Cancelled, Failed, Failure, Outcome, Status, Succeeded
@@ -33,6 +33,8 @@ from workers.retry import Decision
 Done = Callable[[Record, AckType], None]
 Clock = Callable[[], datetime]
 _LOG = structlog.get_logger("tickertape.settle")
+EVENT_LIMIT = 1_000_000
+"""Bytes of the largest event: what a topic takes by default, less its headers."""
 
 
 def outcome_name(job: str) -> str:
@@ -81,8 +83,19 @@ class Settler:
     def bury(self, attempt: Attempt, failure: Failure) -> None:
         """Make a dead letter of the job: the original bytes first, then its end, then the lease is rejected.
 
-        No outcome is kept in the store, because a redrive may still bring the job to one.
+        No outcome is kept in the store, because a redrive may still bring the job to one. Where the store has one
+        (another worker was faster), that one stands and there is no dead letter.
         """
+        if attempt.kind.recorded:
+            try:
+                first = self._known_or_corrupt(attempt)
+            except TapeError as error:
+                _LOG.error("outcome not looked up yet", job=attempt.id, error=str(error))
+                self._again.later(attempt.record, lambda: self.bury(attempt, failure))
+                return
+            if first is not None:
+                self.repeat(attempt, first)
+                return
         outcome = self._outcome(attempt, Failed(failure=failure), Status.DEAD)
         event = self._final(attempt, outcome)
         letter = self._letter(attempt.record, attempt.id, attempt.kind.name, failure)
@@ -122,10 +135,19 @@ class Settler:
                 return None
             raise
 
+    def _known_or_corrupt(self, attempt: Attempt) -> Outcome | None:
+        try:
+            return self.known(attempt)
+        except (InvalidError, JobError):  # an outcome that nobody can read is none
+            return None
+
     def _end(self, attempt: Attempt, outcome: Outcome, ack: AckType) -> None:
         if attempt.kind.recorded:
             try:
                 outcome = self._create(attempt, outcome)
+            except (InvalidError, JobError) as error:  # what cannot be written, or read, today cannot be tomorrow
+                self.bury(attempt, Failure.of(error))
+                return
             except TapeError as error:
                 _LOG.error("outcome not stored yet", job=attempt.id, error=str(error))
                 self._again.later(attempt.record, lambda: self._end(attempt, outcome, ack))
@@ -134,7 +156,7 @@ class Settler:
 
     def _create(self, attempt: Attempt, outcome: Outcome) -> Outcome:
         try:
-            self._store().create(outcome_name(attempt.id), outcome.model_dump_json().encode())
+            self._store().create(outcome_name(attempt.id), codec.dump(outcome))
         except ConflictError:
             first = self.known(attempt)
             if first is None:
@@ -148,6 +170,9 @@ class Settler:
         self, attempt: Attempt, verdict: Succeeded | Failed | Cancelled, status: Status | None = None
     ) -> Outcome:
         done = verdict if isinstance(verdict, Succeeded) else Succeeded()
+        failure = verdict.failure if isinstance(verdict, Failed) else None
+        if isinstance(verdict, Cancelled):
+            failure = Failure.of(JobError(verdict.reason, code="TAPE-6005"))
         return Outcome(
             job=attempt.id,
             kind=attempt.kind.name,
@@ -158,7 +183,7 @@ class Settler:
             finished_at=self._now(),
             result=done.result,
             artifacts=done.artifacts,
-            failure=verdict.failure if isinstance(verdict, Failed) else None,
+            failure=failure,
             usage=verdict.usage,
         )
 
@@ -187,6 +212,8 @@ class Settler:
 
     def _publish(self, event: Event) -> Future[Sent]:
         value = event.model_dump_json(exclude_none=True).encode()
+        if len(value) > EVENT_LIMIT:  # the labels are the one part that is neither bounded nor needed
+            value = event.model_copy(update={"labels": {}}).model_dump_json(exclude_none=True).encode()
         envelope = codec.Envelope(
             id=event.id,
             type=codec.event_type(event.type),
@@ -221,8 +248,11 @@ class Settler:
         def after(sent: Future[Sent]) -> None:
             error = sent.exception()
             if error is None:
-                then()
-                return
+                try:
+                    then()
+                    return
+                except Exception as raised:  # a future's callback would swallow it, and the record with it
+                    error = raised
             _LOG.error("not confirmed yet", topic=record.topic, offset=record.offset, error=str(error))
             self._again.later(record, lambda: self._confirm(record, send, then))
 
