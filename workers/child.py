@@ -7,6 +7,7 @@ main thread and stays warm between jobs, so a model that was loaded for one job 
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import os
 import queue
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from opentelemetry import trace
@@ -28,7 +30,7 @@ from wire.blobs import open_store
 from wire.settings import Settings
 from workers.context import Context
 from workers.kinds import Kind, load
-from workers.runner import Scratch, call
+from workers.runner import call
 
 PR_SET_PDEATHSIG = 1
 
@@ -76,13 +78,10 @@ class Child:
             params = parse(kind.params, message["params"], kind=kind.name)
         except TapeError as error:
             return Failed(failure=Failure.of(error))
-        with (
-            Scratch(self._settings.home / "scratch") as scratch,
-            tracer.start_as_current_span(
-                f"handle {kind.name}",
-                context=telemetry.extract(message["carrier"]),
-                attributes={"tape.job": message["id"], "tape.attempt": message["attempt"]},
-            ),
+        with tracer.start_as_current_span(
+            f"handle {kind.name}",
+            context=telemetry.extract(message["carrier"]),
+            attributes={"tape.job": message["id"], "tape.attempt": message["attempt"]},
         ):
             context = Context(
                 job=message["id"],
@@ -91,7 +90,7 @@ class Child:
                 worker=message["worker"],
                 tenant=message["tenant"],
                 cache=self._settings.cache,
-                scratch=scratch,
+                scratch=Path(message["scratch"]),
                 open_store=lambda: open_store(self._settings),
                 report=lambda data: self._send({"type": "progress", "progress": data}),
                 stopped=self._cancelled.is_set,
@@ -110,7 +109,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     settings = Settings.load()
     provider = telemetry.configure(settings, "slot")
-    os.dup2(2, 1)  # what a library prints must never mix with data
+    os.dup2(2, 1)  # what a library prints is log, and is seen at once: the process may not live to flush it
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     child = Child(Connection(int(sys.argv[1])), settings)
     try:
         child.serve()

@@ -55,6 +55,7 @@ class Health:
 
     def stop(self) -> None:
         """Stop answering and free the port."""
-        self._server.shutdown()
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._thread.join()
         self._server.server_close()
-        self._thread.join()

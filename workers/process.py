@@ -12,7 +12,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from opentelemetry import trace
@@ -21,10 +24,14 @@ from pydantic import TypeAdapter
 from schemas.errors import JobError
 from schemas.outcome import Cancelled, Failed, Failure, Verdict
 from wire import telemetry
-from wire.settings import Settings
+from wire.settings import PREFIX, Settings
 from workers.attempt import Attempt
+from workers.runner import Scratch
 
 _VERDICT: TypeAdapter[Verdict] = TypeAdapter(Verdict)
+EXIT_S = 5.0
+"""How long a child may take to end once its socket is closed."""
+LINE_BYTES = 65_536
 TICK_S = 0.2
 """How often a running job is checked for cancellation and deadline while its child is silent."""
 
@@ -52,16 +59,21 @@ class ChildRunner:
         started = time.monotonic()
         try:
             connection = self._ensure()
-            connection.send_bytes(json.dumps(self._message(attempt)).encode())
-            verdict = self._await(connection, attempt, report, stopped)
-        except (EOFError, OSError):
-            verdict = Failed(failure=self._post_mortem())
+        except OSError as error:
+            told = JobError(f"the job's process did not start: {error}", code="TAPE-6002")
+            return Failed(failure=Failure.of(told))
+        with Scratch(self._settings.home / "scratch") as scratch:  # not the child's: it may not live to remove it
+            try:
+                connection.send_bytes(json.dumps(self._message(attempt, scratch)).encode())
+                verdict = self._await(connection, attempt, report, stopped)
+            except (EOFError, OSError):
+                verdict = Failed(failure=self._post_mortem())
         if verdict.usage.seconds == 0:
             usage = verdict.usage.model_copy(update={"seconds": time.monotonic() - started})
             verdict = verdict.model_copy(update={"usage": usage})
         return verdict
 
-    def _message(self, attempt: Attempt) -> dict[str, Any]:
+    def _message(self, attempt: Attempt, scratch: Path) -> dict[str, Any]:
         return {
             "type": "run",
             "id": attempt.id,
@@ -72,6 +84,7 @@ class ChildRunner:
             "tenant": attempt.job.tenant,
             "labels": attempt.job.labels,
             "timeout_s": attempt.timeout_s,
+            "scratch": str(scratch),
             "carrier": telemetry.inject(),
         }
 
@@ -108,16 +121,19 @@ class ChildRunner:
             return self._connection
         self.kill()
         ours, theirs = socket.socketpair()
-        environment = os.environ | self._settings.environ()
-        with theirs:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+        with theirs, ExitStack() as undo:
+            undo.callback(ours.close)
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "workers.child", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                env=environment,
+                env=kept | self._settings.environ(),
+                start_new_session=True,
             )
+            undo.pop_all()
         self._log.clear()
         self._reader = threading.Thread(target=self._copy, args=(self._process,), name="child-log", daemon=True)
         self._reader.start()
@@ -126,10 +142,11 @@ class ChildRunner:
 
     def _copy(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stderr is not None
-        for line in process.stderr:
+        for line in iter(partial(process.stderr.readline, LINE_BYTES), b""):
             text = line.decode("utf-8", "replace")
             self._log.append(text)
-            sys.stderr.write(text)
+            with suppress(OSError, ValueError):  # nobody reads our log: still read on, or the child would wait for us
+                sys.stderr.write(text)
         process.stderr.close()
 
     def _tail(self) -> str:
@@ -139,7 +156,11 @@ class ChildRunner:
 
     def _post_mortem(self) -> Failure:
         assert self._process is not None
-        code = self._process.wait()
+        try:
+            code = self._process.wait(timeout=EXIT_S)
+        except subprocess.TimeoutExpired:  # it closed our socket but lives on
+            _end(self._process)
+            code = self._process.wait()
         how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         error = JobError(f"the job's process ended {how}", code="TAPE-6002", pid=self._process.pid)
         trace.get_current_span().record_exception(error)
@@ -150,8 +171,7 @@ class ChildRunner:
     def kill(self) -> None:
         """End the child at once; the next job starts a new one."""
         if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+            _end(self._process)
         self._forget()
 
     def _forget(self) -> None:
@@ -168,6 +188,12 @@ class ChildRunner:
             try:
                 self._process.wait(timeout=2.0)
             except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+                _end(self._process)
         self._process = None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill the child and whatever it started: the child leads a process group of its own."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
