@@ -9,13 +9,38 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
-from schemas.errors import InvalidError, TapeError
+from schemas.errors import (
+    AuthError,
+    ConflictError,
+    InvalidError,
+    JobError,
+    NotFoundError,
+    SetupError,
+    TapeError,
+    TimeoutExceeded,
+    UnavailableError,
+)
 from schemas.job import Lane
 from wire import telemetry
 from wire.settings import Settings
 
-EXIT_INVALID, EXIT_AUTH, EXIT_CONFLICT, EXIT_UNAVAILABLE = 2, 4, 5, 69
+EXITS: dict[type[TapeError], int] = {
+    InvalidError: 5,
+    NotFoundError: 3,
+    ConflictError: 5,
+    AuthError: 4,
+    UnavailableError: 69,
+    JobError: 6,
+    TimeoutExceeded: 7,
+    SetupError: 69,
+    TapeError: 1,
+}
+"""The exit status of each branch of the error tree; those of `tape`, which a worker cannot import (a test compares)."""
+USAGE = 2
+USAGE_CODES = frozenset({"TAPE-1003", "TAPE-1007", "TAPE-1010"})
+"""Here an unknown kind is a wrong argument; for `tape submit` it is a wrong request."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if worker.health is not None:
         sys.stderr.write(f"health on http://127.0.0.1:{worker.health.port}/live\n")
     try:
-        worker.run()
+        # In a thread of its own: a signal's handler runs in this one, and must never meet a lock that the loop holds.
+        with ThreadPoolExecutor(1, thread_name_prefix="lease") as lease:
+            lease.submit(worker.run).result()
     except TapeError as error:
         sys.stderr.write(f"{error}\n")
         return _status(error)
@@ -63,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kinds", default="training,evaluation,inference", help="kinds of work, by commas")
     parser.add_argument("--slots", type=_positive, default=1, help="jobs that run at once (default 1)")
     parser.add_argument("--lanes", default=",".join(Lane), help="lanes to read (default interactive,bulk)")
-    parser.add_argument("--grace", type=float, default=25.0, help="seconds running jobs get after SIGTERM (default 25)")
+    parser.add_argument("--grace", type=float, default=20.0, help="seconds running jobs get after SIGTERM (default 20)")
     parser.add_argument(
         "--health-port", type=int, default=None, help="serve /live, /ready and /busy; 0 takes a free port"
     )
@@ -96,8 +123,9 @@ def _lanes(text: str) -> tuple[str, ...]:
 
 
 def _status(error: TapeError) -> int:
-    by_series = {"1": EXIT_INVALID, "4": EXIT_AUTH, "3": EXIT_CONFLICT, "5": EXIT_UNAVAILABLE}
-    return by_series.get(error.code[5], 1)
+    if error.code in USAGE_CODES:
+        return USAGE
+    return next(EXITS[kind] for kind in type(error).__mro__ if kind in EXITS)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,15 +14,18 @@ from typing import Any
 
 import structlog
 from kafka.net.selector import NetworkSelector
+from kafka.protocol.metadata import MetadataRequest
 
+from schemas.errors import AuthError, NotFoundError, TapeError, UnavailableError
 from schemas.ids import uuid7
 from schemas.job import Lane
-from schemas.topics import Names
+from schemas.topics import Names, topics
 from wire.blobs import Blobs, open_store
-from wire.kafka import connection
+from wire.kafka import Link, connection
 from wire.publish import KafkaPublisher, Publisher
 from wire.settings import Settings
 from wire.share import AcquireMode, Listener, OffsetRange, ShareConfig, ShareConsumer, ShareError
+from wire.share.errors import UNKNOWN_TOPIC_OR_PARTITION, AuthenticationError, AuthorizationError, UnsupportedError
 from workers.again import Again
 from workers.control import Cancellations, follow_control
 from workers.execute import Executor
@@ -36,6 +40,8 @@ from workers.slots import Pool
 _LOG = structlog.get_logger("tickertape.worker")
 STALE_S = 10.0
 """A loop that has not turned for this long is not live."""
+STOP_S = 6.0
+"""What is told to stop at the end of the grace has this long; then it is handed back as it is."""
 ROTATING_WAIT_S, LONG_WAIT_S = 0.1, 0.25
 
 Consume = Callable[[str, str, bool, Callable[[], None], Listener], Consumer]
@@ -48,7 +54,7 @@ class Options:
     kinds: tuple[str, ...]
     slots: int = 1
     lanes: tuple[str, ...] = tuple(Lane)
-    grace_s: float = 25.0
+    grace_s: float = 20.0
     health_port: int | None = None
     limit: int | None = None
     idle_s: float | None = None
@@ -92,12 +98,15 @@ class Worker:
         self._opening = threading.Lock()
         self._hurry = threading.Event()
         self._net: Any = None
+        self._stop_at = float("inf")
+        self.health = self._endpoint()
+        if consume is None:
+            _check(settings, self._names, tuple(self.kinds))
         self._publisher = publisher or KafkaPublisher(settings, name=f"worker-{self.id}")
         self._control = control or Cancellations(follow_control(settings, self._names.control))
         self._again = Again()
         self._pools: dict[bool, Pool] = {}
         self.loop = self._build(consume or self._share)
-        self.health = self._endpoint()
 
     def _build(self, consume: Consume) -> LeaseLoop:
         settler = Settler(
@@ -155,7 +164,7 @@ class Worker:
             bootstrap_servers=servers,
             client_id=self.id,
             security=keep,
-            mode=AcquireMode.BATCH if light else AcquireMode.RECORD_LIMIT,
+            mode=AcquireMode.BATCH if light and self.options.limit is None else AcquireMode.RECORD_LIMIT,
             max_wait=ROTATING_WAIT_S if crowded else LONG_WAIT_S,
         )
         if self._net is None:
@@ -172,27 +181,35 @@ class Worker:
     def _endpoint(self) -> Health | None:
         if self.options.health_port is None:
             return None
-        loop = self.loop
+        probes = {"live": self._live, "ready": self._ready, "busy": self._busy}
+        return Health(probes, port=self.options.health_port)
+
+    def _live(self) -> tuple[bool, dict[str, Any]]:
+        age = self.loop.age
+        return age < STALE_S, {"loop_age_s": round(age, 3), "worker": self.id}
+
+    def _ready(self) -> tuple[bool, dict[str, Any]]:
+        draining = self.loop.draining
+        return not draining, {"kinds": sorted(self.kinds), "draining": draining}
+
+    def _busy(self) -> tuple[bool, dict[str, Any]]:
         slots = sum(pool.size for pool in self._pools.values())
-        return Health(
-            {
-                "live": lambda: (loop.age < STALE_S, {"loop_age_s": round(loop.age, 3), "worker": self.id}),
-                "ready": lambda: (not loop.draining, {"kinds": sorted(self.kinds), "draining": loop.draining}),
-                "busy": lambda: (loop.held > 0, {"held": loop.held, "slots": slots, "waiting": self._again.pending}),
-            },
-            port=self.options.health_port,
-        )
+        return self.loop.held > 0, {"held": self.loop.held, "slots": slots, "waiting": self._again.pending}
 
     def drain(self, *_: object) -> None:
         """Take nothing more and let running jobs end, within the grace; a second call hands them back at once."""
         if self.loop.draining:
-            self._hurry.set()
+            self._stop()
             return
         _LOG.info("draining", held=self.loop.held, grace_s=self.options.grace_s)
-        timer = threading.Timer(self.options.grace_s, self._hurry.set)
+        timer = threading.Timer(self.options.grace_s, self._stop)
         timer.daemon = True
         timer.start()
         self.loop.drain()
+
+    def _stop(self) -> None:
+        self._stop_at = min(self._stop_at, time.monotonic() + STOP_S)
+        self._hurry.set()
 
     def run(self) -> None:
         """Work until drained, then settle, hand back what is left, and close everything."""
@@ -203,7 +220,9 @@ class Worker:
             self.health.start()
         _LOG.info("worker up", worker=self.id, kinds=sorted(self.kinds), slots=self.options.slots)
         try:
-            self.loop.run(until=lambda: False)
+            self.loop.run(until=lambda: time.monotonic() >= self._stop_at)
+        except ShareError as error:
+            raise mapped(error) from error
         finally:
             self._close()
 
@@ -222,6 +241,40 @@ class Worker:
             if self.health is not None:
                 self.health.stop()
         _LOG.info("worker down", worker=self.id)
+
+
+def _check(settings: Settings, names: Names, kinds: tuple[str, ...]) -> None:
+    """Look at the broker before joining: a share consumer waits in silence for topics that never come.
+
+    Raises `UnavailableError` (TAPE-5001, TAPE-5005), `AuthError` (TAPE-4001), `NotFoundError` (TAPE-2004).
+    """
+    with Link(settings, name="tape-worker") as link:
+        if not link.describe().share:
+            raise UnavailableError("the broker has no share groups", code="TAPE-5005", url=settings.kafka_url)
+        wanted = [topic.name for topic in topics(names, kinds)]
+        asked = [MetadataRequest.MetadataRequestTopic(name=name, topic_id=None) for name in wanted]
+        found = link.call(MetadataRequest(topics=asked, allow_auto_topic_creation=False))
+    missing = sorted({topic.name for topic in found.topics if topic.error_code == UNKNOWN_TOPIC_OR_PARTITION})
+    if missing:
+        raise NotFoundError(
+            f"{len(missing)} of this worker's topics do not exist, first {missing[0]}", code="TAPE-2004",
+            topic=missing[0], hint=f"run `tape topics apply --kinds {','.join(kinds)}`",
+        )  # fmt: skip
+
+
+_MAP: tuple[tuple[type[ShareError], type[TapeError], str], ...] = (
+    (AuthenticationError, AuthError, "TAPE-4001"),
+    (AuthorizationError, AuthError, "TAPE-4003"),
+    (UnsupportedError, UnavailableError, "TAPE-5005"),
+)
+
+
+def mapped(error: ShareError) -> TapeError:
+    """Return our error for one of the share consumer's."""
+    for share, ours, code in _MAP:
+        if isinstance(error, share):
+            return ours(str(error), code=code)
+    return UnavailableError(str(error), code="TAPE-5001")
 
 
 def now() -> datetime:
