@@ -19,6 +19,8 @@ from schemas.errors import InvalidError
 
 PREFIX = "TAPE_"
 PROFILE = "profile.json"
+EMPTY = frozenset({"prefix"})
+"""Settings for which an empty variable is a value; for all others it is as good as none."""
 
 
 class Settings(BaseModel):
@@ -114,7 +116,9 @@ class Settings(BaseModel):
                 field=unknown[0],
                 hint=f"known: {', '.join(PREFIX + name.upper() for name in cls.model_fields)}",
             )
-        values: dict[str, Any] = {field: env[variable] for field, variable in named.items() if env[variable] != ""}
+        values: dict[str, Any] = {
+            field: env[variable] for field, variable in named.items() if env[variable] != "" or field in EMPTY
+        }
         home = Path(given.get("home", values.get("home", cls.model_fields["home"].default))).expanduser()
         merged = {**_profile(home), **values, **given}
         if "store_url" not in merged:

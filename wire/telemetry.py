@@ -31,7 +31,7 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 
 
 class FileExporter(SpanExporter):
-    """Appends spans to a JSONL file: name, ids (hex), start and end (ns since the epoch), service, status, attributes."""
+    """Appends spans to a JSONL file: name, ids (hex), start and end (ns of the epoch), service, status, attributes."""
 
     def __init__(self, path: Path, service: str) -> None:
         self._path, self._service = path, service
@@ -43,8 +43,8 @@ class FileExporter(SpanExporter):
         try:
             with self._lock:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                with self._path.open("a", encoding="utf-8") as file:
-                    file.write(lines)
+                with self._path.open("ab", buffering=0) as file:
+                    file.write(lines.encode())  # in one call: other processes may append to the same file
         except OSError:
             return SpanExportResult.FAILURE
         return SpanExportResult.SUCCESS
