@@ -1,0 +1,606 @@
+"""One record through the pipeline: every branch from bytes to settlement, on twins in memory."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from worker_twin import NAMES, START, Bench, Entry, kind, raw, record, request
+
+from schemas.dead import DeadLetter
+from schemas.errors import (
+    AuthError,
+    FailureClass,
+    InvalidError,
+    JobError,
+    NotFoundError,
+    TapeError,
+    UnavailableError,
+)
+from schemas.event import EventType
+from schemas.outcome import TEXT_LIMIT, Cancelled, Failed, Failure, Outcome, Status, Succeeded, Usage
+from wire.blobs import Blobs
+from wire.blobs.memory import Memory
+from wire.publish import MemoryPublisher
+from wire.share import AckType, MemoryLog
+from workers.context import Context
+from workers.retry import FINAL, Decision, decide
+from workers.runner import RESULT_LIMIT
+from workers.settle import EVENT_LIMIT, outcome_name
+
+
+def raising(error: BaseException) -> Any:
+    def handler(*_: object) -> Succeeded:
+        raise error
+
+    return kind(handler)
+
+
+def dead(
+    bench: Bench, name: str = "say"
+) -> list[tuple[bytes | None, bytes | None, dict[str, bytes | None], DeadLetter]]:
+    """The dead letters: key, value, the original's headers, and the letter."""
+    found = []
+    for entry in bench.log.read(NAMES.dead(name), 0):
+        original = {key: value for key, value in entry.headers if not key.startswith("tape-dead-")}
+        flat = {key.removeprefix("tape-dead-"): value for key, value in entry.headers if key.startswith("tape-dead-")}
+        letter = DeadLetter.model_validate_json(flat["json"] or b"")
+        assert flat["code"] == letter.failure.code.encode()
+        assert flat["attempts"] == str(letter.attempts).encode()
+        assert flat["class"] == letter.failure.failure.value.encode()
+        found.append((entry.key, entry.value, original, letter))
+    return found
+
+
+def test_a_good_job_is_stored_told_and_accepted_in_this_order() -> None:
+    order: list[str] = []
+
+    class Store(Memory):
+        def put(self, name: str, *args: Any, **options: Any) -> Any:
+            order.append(f"store {name}")
+            return super().put(name, *args, **options)
+
+    class Told(MemoryPublisher):
+        def publish(self, topic: str, **options: Any) -> Any:
+            order.append(f"tell {json.loads(options['value'])['type']}")
+            return super().publish(topic, **options)
+
+    log = MemoryLog()
+    bench = Bench(log=log, store=Store(), publisher=Told(log))
+    assert bench.run(record()) is AckType.ACCEPT
+    assert order == ["tell running", f"store {outcome_name('job-1')}", "tell succeeded"]
+    outcome = bench.outcome("job-1")
+    assert (outcome.status, outcome.result, outcome.attempt, outcome.worker) == (
+        Status.SUCCEEDED, {"text": "hello"}, 1, "w1",
+    )  # fmt: skip
+    last = bench.events()[-1]
+    assert last.outcome == outcome
+    assert last.lane == "bulk"
+    assert last.started_at == START
+
+
+def test_light_jobs_have_one_event_and_nothing_in_the_store() -> None:
+    bench = Bench(kind(isolation="thread"))
+    assert bench.run(record()) is AckType.ACCEPT
+    assert [event.type for event in bench.events()] == [EventType.SUCCEEDED]
+    assert list(bench.store.list()) == []
+
+
+BROKEN: dict[str, tuple[bytes | None, tuple[tuple[str, bytes | None], ...], str]] = {
+    "not json": (b"{", tuple(request()[2]), "TAPE-1001"),
+    "not utf-8": (b'{"params": "\xff"}', tuple(request()[2]), "TAPE-1001"),
+    "no value": (None, tuple(request()[2]), "TAPE-1001"),
+    "an array": (b"[]", tuple(request()[2]), "TAPE-1001"),
+    "no envelope": (b"{}", (), "TAPE-1004"),
+    "a header that is not utf-8": (b"{}", (*request()[2], ("ce_id", b"\xff\xfe")), "TAPE-1004"),
+    "no params": (b"{}", tuple(request()[2]), "TAPE-1002"),
+    "a wrong parameter": (b'{"params": {"number": "many"}}', tuple(request()[2]), "TAPE-1002"),
+    "an unknown parameter": (b'{"params": {"txt": "slip"}}', tuple(request()[2]), "TAPE-1002"),
+    "an expiry that is no time": (b'{"params": {}}', (*request()[2], ("ce_expirytime", b"soon")), "TAPE-1004"),
+    "an unknown version": (b'{"params": {}}', (*request()[2], ("ce_type", b"tape.request.say.v9")), "TAPE-1005"),
+    "another kind": (b'{"params": {}}', (*request()[2], ("ce_type", b"tape.request.shout.v1")), "TAPE-1005"),
+    "an id that leaves its folder": (b'{"params": {}}', (*request()[2], ("ce_subject", b"../../x")), "TAPE-1004"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_cannot_be_read_is_a_dead_letter_with_the_bytes_verbatim(name: str) -> None:
+    value, headers, code = BROKEN[name]
+    bench = Bench()
+    broken = raw(value, (*headers, ("x-mine", None), ("x-bytes", b"\x00\xff")))
+    assert bench.run(broken) is AckType.REJECT
+    ((key, kept, original, letter),) = dead(bench)
+    assert (key, kept) == (broken.key, value)
+    assert original == dict(broken.headers)
+    assert (letter.failure.code, letter.failure.failure) == (code, FailureClass.INVALID)
+    assert (letter.topic, letter.partition, letter.offset, letter.worker) == (broken.topic, 1, 9, "w1")
+    (event,) = bench.events()
+    assert event.type is EventType.DEAD
+    assert event.outcome is not None
+    assert event.outcome.status is Status.DEAD
+    assert event.failure == letter.failure
+    assert letter.job == event.job
+
+
+HEADERS = st.lists(st.tuples(st.text(max_size=12), st.none() | st.binary(max_size=20)), max_size=6)
+
+
+@given(value=st.none() | st.binary(max_size=60), headers=HEADERS, key=st.none() | st.binary(max_size=20))
+def test_no_bytes_wedge_a_slot(value: bytes | None, headers: list[tuple[str, bytes | None]], key: bytes | None) -> None:
+    bench = Bench()
+    junk = raw(value, tuple(headers), key)
+    assert bench.run(junk) is AckType.REJECT
+    ((kept_key, kept, _, _),) = dead(bench)
+    assert (kept_key, kept) == (key, value)
+
+
+def test_records_of_another_topic_or_kind_do_not_cost_the_slot() -> None:
+    bench = Bench()
+    assert bench.run(record(topic="elsewhere")) is AckType.REJECT
+    assert dead(bench, "unknown")[0][3].failure.code == "TAPE-2004"
+    assert bench.run(record(topic=NAMES.jobs("shout", "bulk"))) is AckType.REJECT
+    assert dead(bench, "shout")[0][3].failure.code == "TAPE-1003"
+
+
+def test_a_defect_of_the_decoder_is_a_dead_letter_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RecursionError("too deep")
+
+    bench = Bench()
+    monkeypatch.setattr("workers.execute.read", broken)
+    assert bench.run(record()) is AckType.REJECT
+    assert dead(bench)[0][3].failure.code == "TAPE-6010"
+
+
+def test_a_structured_event_without_subject_or_key_has_the_id_of_its_source_and_id() -> None:
+    event = {"specversion": "1.0", "id": "7", "type": "com.acme.order", "source": "/acme", "data": {"params": {}}}
+    headers = (("content-type", b"application/cloudevents+json"),)
+    first, second = Bench(), Bench()
+    first.run(raw(json.dumps(event).encode(), headers, None))
+    second.run(raw(json.dumps(event).encode(), headers, None)._replace(offset=8, partition=0))
+    assert first.events()[-1].type is EventType.SUCCEEDED
+    assert first.events()[-1].job == second.events()[-1].job
+
+
+def test_a_job_that_is_settled_already_is_told_again_and_not_run() -> None:
+    ran: list[str] = []
+
+    def handler(context: Context, _: object) -> Succeeded:
+        ran.append(context.job)
+        return Succeeded()
+
+    bench = Bench(kind(handler))
+    assert bench.run(record()) is AckType.ACCEPT
+    assert bench.run(record(count=2)) is AckType.ACCEPT
+    assert ran == ["job-1"]
+    first, again = (event for event in bench.events() if event.type is EventType.SUCCEEDED)
+    assert (first.id, first.outcome) == (again.id, again.outcome)
+
+
+def test_a_cancelled_job_is_not_run() -> None:
+    bench = Bench(raising(AssertionError("it ran")))
+    bench.cancel("job-1", "not needed")
+    assert bench.run(record()) is AckType.ACCEPT
+    outcome = bench.outcome("job-1")
+    assert outcome.status is Status.CANCELLED
+    assert outcome.failure is not None
+    assert (outcome.failure.code, outcome.failure.message) == ("TAPE-6005", "not needed")
+
+
+def test_a_tombstone_takes_a_cancellation_back() -> None:
+    bench = Bench()
+    bench.cancel("job-1")
+    bench.control.apply(Entry(b"job-1", None))
+    assert bench.run(record()) is AckType.ACCEPT
+    assert bench.outcome("job-1").status is Status.SUCCEEDED
+
+
+def test_a_job_cancelled_while_it_runs_ends_cancelled_with_the_reason() -> None:
+    def handler(context: Context, _: object) -> Succeeded:
+        context.check()
+        bench.cancel(context.job, "changed my mind")
+        assert context.cancelled
+        context.check()
+        raise AssertionError("check did not stop it")
+
+    bench = Bench(kind(handler))
+    assert bench.run(record()) is AckType.ACCEPT
+    outcome = bench.outcome("job-1")
+    assert outcome.status is Status.CANCELLED
+    assert outcome.failure is not None
+    assert outcome.failure.message == "changed my mind"
+
+
+def test_a_handler_may_end_its_job_as_cancelled_by_itself() -> None:
+    bench = Bench(kind(lambda *_: Cancelled(reason="nothing to do")))
+    assert bench.run(record()) is AckType.ACCEPT
+    assert bench.outcome("job-1").status is Status.CANCELLED
+
+
+def test_a_job_stopped_with_its_worker_is_handed_back_and_not_ended() -> None:
+    def handler(context: Context, _: object) -> Succeeded:
+        bench.stopping = True
+        context.check()
+        raise AssertionError("check did not stop it")
+
+    bench = Bench(kind(handler))
+    assert bench.run(record()) is AckType.RELEASE
+    last = bench.events()[-1]
+    assert last.type is EventType.RETRYING
+    assert last.failure is not None
+    assert last.failure.code == "TAPE-3004"
+    assert list(bench.store.list()) == []
+
+
+@pytest.mark.parametrize("where", ["field", "header"])
+@pytest.mark.parametrize(("seconds", "status"), [(-1, Status.EXPIRED), (1, Status.SUCCEEDED)])
+def test_a_job_is_not_started_after_its_expiry(where: str, seconds: int, status: Status) -> None:
+    moment = (START + timedelta(seconds=seconds)).isoformat()
+    late = record(expires_at=moment) if where == "field" else record(extensions={"expirytime": moment})
+    bench = Bench()
+    assert bench.run(late) is AckType.ACCEPT
+    outcome = bench.outcome("job-1")
+    assert outcome.status is status
+    if status is Status.EXPIRED:
+        assert outcome.failure is not None
+        assert outcome.failure.code == "TAPE-6006"
+
+
+def test_the_requests_own_expiry_wins_over_the_header() -> None:
+    past, future = ((START + timedelta(seconds=seconds)).isoformat() for seconds in (-5, 5))
+    bench = Bench()
+    bench.run(record(expires_at=future, extensions={"expirytime": past}))
+    assert bench.outcome("job-1").status is Status.SUCCEEDED
+
+
+def test_an_expiry_header_without_a_zone_is_in_utc() -> None:
+    bench = Bench()
+    bench.run(record(extensions={"expirytime": (START - timedelta(seconds=1)).replace(tzinfo=None).isoformat()}))
+    assert bench.outcome("job-1").status is Status.EXPIRED
+
+
+@pytest.mark.parametrize(("fields", "limit"), [({}, 3), ({"max_attempts": 1}, 1), ({"max_attempts": 5}, 5)])
+def test_too_many_deliveries_make_a_dead_letter(fields: dict[str, int], limit: int) -> None:
+    bench = Bench(raising(AssertionError("it ran")))
+    assert bench.run(record(count=limit + 1, **fields)) is AckType.REJECT
+    ((_, _, _, letter),) = dead(bench)
+    assert letter.failure.code == "TAPE-6008"
+    assert letter.attempts == limit + 1
+    with pytest.raises(NotFoundError):
+        bench.outcome("job-1")
+
+
+RAISED: list[tuple[BaseException, str, FailureClass]] = [
+    (ValueError("odd"), "TAPE-6001", FailureClass.TRANSIENT),
+    (MemoryError(), "TAPE-6003", FailureClass.RESOURCE),
+    (FileNotFoundError(2, "gone", "rows.csv"), "TAPE-2003", FailureClass.INVALID),
+    (InvalidError("bad line", code="TAPE-1008", line=3), "TAPE-1008", FailureClass.INVALID),
+    (JobError("diverged", code="TAPE-6009"), "TAPE-6009", FailureClass.PERMANENT),
+    (JobError("slow", code="TAPE-7001"), "TAPE-7001", FailureClass.TIMEOUT),
+    (UnavailableError("no judge"), "TAPE-5001", FailureClass.DEPENDENCY),
+    (JobError("odd", code="TAPE-6001", failure=FailureClass.CRASHED), "TAPE-6001", FailureClass.CRASHED),
+    (ValueError("\udc80 is no text"), "TAPE-6001", FailureClass.TRANSIENT),
+    (ValueError("x" * 100_000), "TAPE-6001", FailureClass.TRANSIENT),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "failure"), RAISED, ids=[entry[1] + entry[2] for entry in RAISED])
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_a_handler_raises_is_settled_by_its_class(
+    error: BaseException, code: str, failure: FailureClass, count: int
+) -> None:
+    bench = Bench(raising(error))
+    ack = bench.run(record(count=count))
+    last = bench.events()[-1]
+    assert last.failure is not None
+    assert (last.failure.code, last.failure.failure) == (code, failure)
+    assert 0 < len(last.failure.detail or "") <= TEXT_LIMIT
+    assert len(last.failure.message) <= TEXT_LIMIT
+    decision = decide(last.failure, attempt=count, limit=3)
+    expected = {
+        Decision.RELEASE: (AckType.RELEASE, EventType.RETRYING, 0),
+        Decision.FAIL: (AckType.ACCEPT, EventType.FAILED, 0),
+        Decision.BURY: (AckType.REJECT, EventType.DEAD, 1),
+    }[decision]
+    assert (ack, last.type, len(dead(bench))) == expected
+    if decision is Decision.FAIL:
+        assert bench.outcome("job-1").status is Status.FAILED
+    else:
+        assert list(bench.store.list()) == []
+
+
+@pytest.mark.parametrize("value", [None, True, {"result": 1}, "done", Outcome, Failure.of(JobError("x"))])
+def test_anything_but_an_outcome_is_a_failure(value: object) -> None:
+    bench = Bench(kind(lambda *_: value))
+    assert bench.run(record()) is AckType.ACCEPT
+    outcome = bench.outcome("job-1")
+    assert outcome.status is Status.FAILED
+    assert outcome.failure is not None
+    assert outcome.failure.code == "TAPE-6004"
+
+
+def test_a_failed_verdict_is_believed() -> None:
+    told = Failed(failure=Failure.of(JobError("no", code="TAPE-6009")), usage=Usage(prompt_tokens=5))
+    bench = Bench(kind(lambda *_: told))
+    bench.run(record())
+    outcome = bench.outcome("job-1")
+    assert outcome.failure == told.failure
+    assert outcome.usage.prompt_tokens == 5
+
+
+ODD_RESULTS: dict[str, Any] = {
+    "not a number": {"loss": math.nan},
+    "infinity": {"deep": [{"loss": math.inf}]},
+    "an object": {"thing": object()},
+    "half a surrogate pair": {"text": "\ud800"},
+    "too large": {"text": "x" * (RESULT_LIMIT + 1)},
+}
+
+
+@pytest.mark.parametrize("name", ODD_RESULTS)
+@pytest.mark.parametrize("isolation", ["process", "thread"])
+def test_a_result_that_cannot_be_kept_is_a_clear_failure(name: str, isolation: str) -> None:
+    bench = Bench(kind(lambda *_: Succeeded(result=ODD_RESULTS[name]), isolation=isolation))
+    assert bench.run(record()) is AckType.ACCEPT
+    last = bench.events()[-1]
+    assert last.type is EventType.FAILED
+    assert last.failure is not None
+    assert (last.failure.code, last.failure.place) == ("TAPE-6011", {"field": "result"})
+
+
+def test_a_circular_result_is_a_clear_failure() -> None:
+    circle: dict[str, Any] = {}
+    circle["again"] = circle
+    bench = Bench(kind(lambda *_: Succeeded.model_construct(result=circle, artifacts=[], usage=Usage())))
+    bench.run(record())
+    failure = bench.events()[-1].failure
+    assert failure is not None
+    assert failure.code == "TAPE-6011"
+
+
+def test_the_largest_result_fits_into_an_event_whatever_the_labels() -> None:
+    text = "x" * (RESULT_LIMIT - 20)
+    bench = Bench(kind(lambda *_: Succeeded(result={"text": text})))
+    assert bench.run(record(labels={"note": "y" * 600_000})) is AckType.ACCEPT
+    last = bench.events()[-1]
+    assert last.type is EventType.SUCCEEDED
+    assert last.labels == {}
+    assert len(last.model_dump_json()) < EVENT_LIMIT
+
+
+def test_progress_is_told_and_small_labels_are_kept() -> None:
+    def handler(context: Context, _: object) -> Succeeded:
+        context.progress(step=3, loss=0.5)
+        return Succeeded()
+
+    bench = Bench(kind(handler))
+    bench.run(record(labels={"team": "desk"}))
+    told = [event for event in bench.events() if event.type is EventType.PROGRESS]
+    assert [event.progress for event in told] == [{"step": 3, "loss": 0.5}]
+    assert all(event.labels == {"team": "desk"} for event in bench.events())
+
+
+def test_a_timeout_is_obeyed_between_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([0.0, 0.0, 11.0, 11.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(moments, 12.0))
+
+    def handler(context: Context, _: object) -> Succeeded:
+        context.check()
+        raise AssertionError("check did not stop it")
+
+    bench = Bench(kind(handler, timeout_s=99))
+    assert bench.run(record(timeout_s=10)) is AckType.RELEASE
+    failure = bench.events()[-1].failure
+    assert failure is not None
+    assert failure.failure is FailureClass.TIMEOUT
+
+
+class Outage(Memory):
+    """A store that answers with an error while `down`."""
+
+    def __init__(self, error: TapeError) -> None:
+        super().__init__()
+        self.error, self.down = error, True
+
+    def _refuse(self) -> None:
+        if self.down:
+            raise self.error
+
+    def put(self, name: str, *args: Any, **options: Any) -> Any:
+        self._refuse()
+        return super().put(name, *args, **options)
+
+    def get(self, name: str, **options: Any) -> Any:
+        self._refuse()
+        return super().get(name, **options)
+
+    def stat(self, name: str) -> Any:
+        self._refuse()
+        return super().stat(name)
+
+
+@pytest.mark.parametrize(
+    "error", [UnavailableError("down", code="TAPE-5002"), AuthError("no", code="TAPE-4002"), AuthError("no")]
+)
+def test_a_job_waits_for_the_store_and_spends_nothing(error: TapeError) -> None:
+    store = Outage(error)
+    bench = Bench(store=store)
+    assert bench.run(record()) is None
+    assert bench.events() == []
+    bench.clock.advance(60)
+    assert bench.again.run() == 1
+    assert bench.given == [bench.given[0]]
+    store.down = False
+    assert bench.run(bench.given[0]) is AckType.ACCEPT
+
+
+def test_an_outcome_waits_for_the_store_without_running_the_job_again() -> None:
+    ran: list[int] = []
+    store = Outage(UnavailableError("down", code="TAPE-5002"))
+    store.down = False
+
+    def handler(*_: object) -> Succeeded:
+        ran.append(1)
+        store.down = True
+        return Succeeded()
+
+    bench = Bench(kind(handler), store=store)
+    assert bench.run(record()) is None
+    for _ in range(3):
+        bench.clock.advance(60)
+        assert bench.again.run() == 1
+        assert bench.acks == []
+    store.down = False
+    bench.clock.advance(60)
+    bench.again.run()
+    assert [ack for _, ack in bench.acks] == [AckType.ACCEPT]
+    assert ran == [1]
+
+
+def test_a_dead_letter_waits_for_the_store_too() -> None:
+    store = Outage(UnavailableError("down", code="TAPE-5002"))
+    store.down = False
+
+    def handler(*_: object) -> Succeeded:
+        store.down = True
+        raise InvalidError("bad")
+
+    bench = Bench(kind(handler), store=store)
+    assert bench.run(record()) is None
+    assert dead(bench) == []
+    store.down = False
+    bench.clock.advance(60)
+    bench.again.run()
+    assert [ack for _, ack in bench.acks] == [AckType.REJECT]
+    assert len(dead(bench)) == 1
+
+
+def test_a_corrupt_outcome_is_a_dead_letter_and_not_an_endless_wait() -> None:
+    bench = Bench()
+    bench.store.create(outcome_name("job-1"), b"{rot")
+    assert bench.run(record()) is AckType.REJECT
+    assert len(dead(bench)) == 1
+
+
+class Deaf(MemoryPublisher):
+    """A publisher whose records are not confirmed while `down`: some are lost, some are in the log all the same."""
+
+    def __init__(self, log: MemoryLog, topic: str, *, written: bool) -> None:
+        super().__init__(log)
+        self.topic, self.written, self.down, self.tries = topic, written, True, 0
+
+    def publish(self, topic: str, **options: Any) -> Any:
+        if topic != self.topic or not self.down:
+            return super().publish(topic, **options)
+        self.tries += 1
+        if self.written:
+            super().publish(topic, **options)
+        raise UnavailableError("not confirmed", code="TAPE-5003")
+
+
+@pytest.mark.parametrize("written", [True, False])
+@pytest.mark.parametrize("topic", [NAMES.events, NAMES.dead("say")])
+@pytest.mark.parametrize("good", [True, False])
+def test_nothing_is_acknowledged_before_the_event_or_letter_is_confirmed(written: bool, topic: str, good: bool) -> None:
+    log = MemoryLog()
+    publisher = Deaf(log, topic, written=written)
+    bench = Bench(log=log, publisher=publisher)
+    if good and topic == NAMES.dead("say"):
+        assert bench.run(record()) is AckType.ACCEPT
+        return
+    assert bench.run(record() if good else raw(b"{")) is None
+    for _ in range(3):
+        bench.clock.advance(60)
+        assert bench.again.run() >= 1
+        assert bench.acks == []
+    publisher.down = False
+    bench.clock.advance(60)
+    bench.again.run()
+    assert [ack for _, ack in bench.acks] == [AckType.ACCEPT if good else AckType.REJECT]
+    assert len({event.id for event in bench.events() if event.outcome is not None}) == 1
+    if not good:
+        assert {letter.offset for _, _, _, letter in dead(bench)} == {9}
+
+
+def test_a_late_outcome_loses_and_the_first_one_is_told() -> None:
+    log, store = MemoryLog(), Memory()
+    winner = Bench(log=log, store=store, worker="w2")
+
+    def handler(*_: object) -> Succeeded:
+        winner.run(record(count=2))
+        return Succeeded(result={"text": "late"})
+
+    zombie = Bench(kind(handler), log=log, store=store)
+    assert zombie.run(record()) is AckType.ACCEPT
+    final = [event for event in zombie.events() if event.outcome is not None]
+    assert len({event.id for event in final}) == 1
+    assert {event.outcome.worker for event in final if event.outcome} == {"w2"}
+    assert zombie.outcome("job-1").result == {"text": "hello"}
+
+
+def test_a_zombie_makes_no_dead_letter_of_a_job_that_succeeded_elsewhere() -> None:
+    log, store = MemoryLog(), Memory()
+    winner = Bench(log=log, store=store, worker="w2")
+
+    def handler(*_: object) -> Succeeded:
+        winner.run(record(count=2))
+        raise InvalidError("bad")
+
+    zombie = Bench(kind(handler), log=log, store=store)
+    assert zombie.run(record()) is AckType.ACCEPT
+    assert dead(zombie) == []
+
+
+def test_a_defect_in_the_worker_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def run(self, *_: object) -> None:
+            raise AssertionError("ours")
+
+        def close(self) -> None: ...
+
+    bench = Bench()
+    bench.runner = Broken()  # type: ignore[assignment]
+    assert bench.run(record()) is AckType.REJECT
+    assert dead(bench)[0][3].failure.code == "TAPE-6010"
+
+
+def test_what_cannot_even_be_buried_stays_leased(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise AssertionError("ours")
+
+    bench = Bench()
+    monkeypatch.setattr(bench.settler, "bury_raw", broken)
+    assert bench.run(raw(b"{")) is None
+    assert bench.again.pending == 1
+
+
+def test_an_outcome_the_store_refuses_for_good_is_a_dead_letter() -> None:
+    class Picky(Memory):
+        def put(self, name: str, *args: Any, **options: Any) -> Any:
+            raise InvalidError("too large for me")
+
+    store: Blobs = Picky()
+    bench = Bench(store=store)
+    assert bench.run(record()) is AckType.REJECT
+    assert dead(bench)[0][3].failure.code == "TAPE-1002"
+
+
+@given(failure=st.sampled_from(FailureClass), attempt=st.integers(1, 12), limit=st.integers(1, 8))
+def test_the_retry_table(failure: FailureClass, attempt: int, limit: int) -> None:
+    told = Failure.of(JobError("x", failure=failure))
+    decision = decide(told, attempt=attempt, limit=limit)
+    if failure is FailureClass.INVALID:
+        assert decision is Decision.BURY
+    elif failure is FailureClass.PERMANENT:
+        assert decision is Decision.FAIL
+    else:
+        assert decision is (Decision.RELEASE if attempt < limit else Decision.BURY)
+
+
+def test_every_class_has_its_row() -> None:
+    assert set(FINAL) == set(FailureClass)

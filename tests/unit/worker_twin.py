@@ -1,0 +1,231 @@
+"""A worker's parts on twins in memory: a log, a store, a clock one sets, and jobs to put in."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from schemas.codec import Envelope, encode, request_type
+from schemas.control import Cancel
+from schemas.event import Event
+from schemas.model import Strict
+from schemas.outcome import Outcome, Succeeded, Verdict
+from schemas.topics import Names
+from wire.blobs import Blobs
+from wire.blobs.memory import Memory
+from wire.publish import MemoryPublisher, Publisher
+from wire.share import AckType, MemoryLog, MemoryShareConsumer, Record
+from wire.share.locks import GroupConfig
+from workers.again import Again
+from workers.attempt import Record as AnyRecord
+from workers.context import Context
+from workers.control import Cancellations
+from workers.execute import Executor
+from workers.kinds import Kind
+from workers.runner import InlineRunner, Runner
+from workers.settle import Settler, outcome_name
+
+NAMES = Names("t.")
+START = datetime(2026, 1, 1, tzinfo=UTC)
+SCRATCH = Path("scratch-of-tests")
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def now(self) -> datetime:
+        return START + timedelta(seconds=self.seconds - 1000.0)
+
+    def advance(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+class Say(Strict):
+    """Parameters of the kinds of these tests."""
+
+    text: str = ""
+    number: float = Field(default=0, ge=0)
+
+
+def kind(
+    handler: Callable[[Context, Say], Any] = lambda _, params: Succeeded(result={"text": params.text}),
+    name: str = "say",
+    *,
+    isolation: Any = "process",
+    max_attempts: int = 3,
+    timeout_s: float | None = None,
+) -> Kind:
+    """A kind of a handler; `process` means that its outcome is recorded, it still runs right here."""
+    return Kind(name, Say, handler, isolation, max_attempts, timeout_s)
+
+
+class Steps(Again):
+    """Tries again when told to, in this thread; pauses are those of the real one, with no luck in them."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock=clock, chance=lambda: 0.999)
+
+    def start(self) -> None:
+        """Nothing runs by itself."""
+
+    def due(self) -> list[float]:
+        """The moments of what waits."""
+        return sorted(entry[0] for entry in self._heap)
+
+    def run(self) -> int:
+        """Do all that is due now; returns how much that was."""
+        done = 0
+        while self._heap and self._heap[0][0] <= self._clock():
+            found = self._next()
+            assert found is not None
+            found[1]()
+            done += 1
+        return done
+
+
+class Bench:
+    """One executor and settler on twins; what they acknowledge is in `acks`."""
+
+    def __init__(
+        self,
+        *kinds: Kind,
+        log: MemoryLog | None = None,
+        store: Blobs | None = None,
+        publisher: Publisher | None = None,
+        worker: str = "w1",
+    ) -> None:
+        self.clock = Clock()
+        self.log = log or MemoryLog(clock=lambda: self.clock.seconds)
+        for topic in (NAMES.events, *(NAMES.dead(name) for name in ("say", "shout", "unknown"))):
+            self.log.create(topic)
+        self.store = store or Memory()
+        self.publisher = publisher or MemoryPublisher(self.log)
+        self.kinds = {entry.name: entry for entry in kinds or (kind(),)}
+        self.control = Cancellations()
+        self.again = Steps(self.clock)
+        self.acks: list[tuple[AnyRecord, AckType]] = []
+        self.given: list[AnyRecord] = []
+        self.stopping = False
+        self.settler = Settler(
+            publisher=self.publisher,
+            store=lambda: self.store,
+            names=NAMES,
+            worker=worker,
+            now=self.clock.now,
+            done=lambda record, ack: self.acks.append((record, ack)),
+            again=self.again,
+        )
+        self.executor = Executor(
+            kinds=self.kinds,
+            names=NAMES,
+            settler=self.settler,
+            now=self.clock.now,
+            cancelled=self.control.reason,
+            stopping=lambda: self.stopping,
+            again=self.again,
+            give=self.given.append,
+        )
+        self.runner: Runner = InlineRunner(worker, SCRATCH, lambda: self.store)
+
+    def run(self, record: AnyRecord) -> AckType | None:
+        """Execute one record and return how it was acknowledged, if it was."""
+        before = len(self.acks)
+        self.executor.execute(record, self.runner)
+        after = self.acks[before:]
+        assert len(after) <= 1, "acknowledged twice"
+        return after[0][1] if after else None
+
+    def events(self, job: str | None = None) -> list[Event]:
+        """The events told so far."""
+        return [event for event in events(self.log) if job is None or event.job == job]
+
+    def outcome(self, job: str) -> Outcome:
+        """The stored outcome of a job."""
+        return Outcome.model_validate_json(self.store.read(outcome_name(job)))
+
+    def cancel(self, job: str, reason: str = "enough") -> None:
+        """Cancel a job, as the control topic would."""
+        message = Cancel(job=job, reason=reason, time=START)
+        self.control.apply(Entry(job.encode(), message.model_dump_json().encode()))
+
+
+class Entry:
+    """A record of the control topic."""
+
+    def __init__(self, key: bytes | None, value: bytes | None) -> None:
+        self.key, self.value = key, value
+
+
+def request(
+    job: str = "job-1", kind_name: str = "say", *, extensions: Mapping[str, str] | None = None, **fields: Any
+) -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
+    """Key, value and headers of a request."""
+    value = json.dumps({"params": {"text": "hello"}, **fields}).encode()
+    envelope = Envelope(
+        id=f"e-{job}", type=request_type(kind_name), source="/test", data=value, subject=job,
+        extensions=dict(extensions or {}),
+    )  # fmt: skip
+    return job.encode(), value, encode(envelope)
+
+
+def record(
+    job: str = "job-1",
+    *,
+    count: int = 1,
+    topic: str | None = None,
+    kind_name: str = "say",
+    lane: str = "bulk",
+    extensions: Mapping[str, str] | None = None,
+    **fields: Any,
+) -> Record:
+    """An acquired request."""
+    key, value, headers = request(job, kind_name, extensions=extensions, **fields)
+    return Record(topic or NAMES.jobs(kind_name, lane), 0, 7, key, value, tuple(headers), 0, count)
+
+
+def raw(value: bytes | None, headers: tuple[tuple[str, bytes | None], ...] = (), key: bytes | None = b"k") -> Record:
+    """An acquired record of any bytes."""
+    return Record(NAMES.jobs("say", "bulk"), 1, 9, key, value, headers, 0, 1)
+
+
+def events(log: MemoryLog) -> list[Event]:
+    """Every event in the log, checked against the contract."""
+    found: list[Event] = []
+    for partition in range(log.partitions(NAMES.events)):
+        for entry in log.read(NAMES.events, partition):
+            event = Event.model_validate_json(entry.value or b"")
+            assert entry.key == event.job.encode()
+            headers = dict(entry.headers)
+            assert headers["ce_subject"] == event.job.encode()
+            assert headers["ce_id"] == event.id.encode()
+            found.append(event)
+    return found
+
+
+def consumer(
+    log: MemoryLog, topic: str, group: str = "g", clock: Clock | None = None, **config: Any
+) -> MemoryShareConsumer:
+    """A member of a share group in memory."""
+    settings = GroupConfig(**{"delivery_limit": 10, **config})
+    return MemoryShareConsumer([topic], group, log, config=settings, **({"clock": clock} if clock else {}))
+
+
+def waiting(event: threading.Event, what: str) -> None:
+    """Wait for a signal, or say what never came."""
+    assert event.wait(20), f"{what} never came"
+
+
+__all__ = ["NAMES", "START", "Bench", "Clock", "Entry", "Say", "Steps", "Verdict", "consumer", "events", "kind",
+           "raw", "record", "request", "waiting"]  # fmt: skip
