@@ -52,6 +52,10 @@ class Engine(ABC):
     def launch(self, program: Path, folder: Path, *, port: int, access: str, secret: str) -> Launch:
         """Prepare `folder` and return how to start the program on it."""
 
+    def litter(self, folder: Path) -> list[Path]:
+        """Return what an ended program left outside of its folder."""
+        return []
+
 
 class MinIO(Engine):
     """MinIO, one node on one directory."""
@@ -181,7 +185,16 @@ class SeaweedFS(Engine):
             options[f"{service}.port"] = _another(taken)
         for service in ("master", "volume", "filer", "s3"):
             options[f"{service}.port.grpc"] = _another(taken)
+        (folder / "ports.json").write_text(json.dumps(sorted(taken)))
         return Launch([str(program), "server", *(f"-{key}={value}" for key, value in options.items())], {})
+
+    def litter(self, folder: Path) -> list[Path]:
+        """Return its Unix sockets, which lie in the system's temporary folder whatever one asks for."""
+        try:
+            ports = json.loads((folder / "ports.json").read_text())
+        except (OSError, ValueError):
+            return []
+        return [path for port in ports for path in Path(tempfile.gettempdir()).glob(f"seaweedfs-*-{port}.sock")]
 
 
 ENGINES: dict[str, Engine] = {engine.name: engine for engine in (MinIO(), SeaweedFS())}

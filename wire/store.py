@@ -97,7 +97,10 @@ class NativeStore:
             return True
         with locked(self.folder / "lock", wait_s=START_S * 2):
             process, _ = self._running()
-            return process is None or stop(process, grace_s=self.engine.grace_s if grace_s is None else grace_s)
+            grace_s = self.engine.grace_s if grace_s is None else grace_s
+            went = process is None or stop(process, grace_s=grace_s)
+            self._tidy()
+        return went
 
     def status(self) -> StoreStatus:
         """Tell what runs, from the process itself."""
@@ -170,6 +173,7 @@ class NativeStore:
     def _attempt(self, program: Path, last_port: int | None, *, tie: bool, last: bool) -> bool:
         port = free_port(self._port or last_port or self.engine.port, strict=self._port is not None, host=HOST)
         access, secret = self.credentials()
+        self._tidy()
         launch = self.engine.launch(program, self.folder, port=port, access=access, secret=secret.get_secret_value())
         process = spawn(launch.command, log=self.log, env={**os.environ, **launch.env}, tie=tie)
         try:
@@ -190,6 +194,10 @@ class NativeStore:
             file=str(self.log),
             hint="read its log: `tape store logs`",
         )
+
+    def _tidy(self) -> None:
+        for path in self.engine.litter(self.folder):
+            path.unlink(missing_ok=True)
 
     def _answers(self, port: int) -> bool:
         from wire.blobs.s3 import S3

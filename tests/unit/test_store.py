@@ -276,3 +276,18 @@ def test_launches_are_private_and_on_loopback(tmp_path: Path) -> None:
     config = Path(options["s3.config"])
     assert stat.S_IMODE(config.stat().st_mode) == 0o600
     assert json.loads(config.read_text())["identities"][0]["credentials"] == [{"accessKey": "a", "secretKey": "hush"}]
+
+
+def test_sockets_left_by_seaweedfs_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines.tempfile, "gettempdir", lambda: str(tmp_path / "shared"))
+    (tmp_path / "shared").mkdir()
+    store = NativeStore(tmp_path, tmp_path, engine="seaweedfs")
+    store.folder.mkdir()
+    assert store.stop() is True
+    store.engine.launch(Path("weed"), store.folder, port=9, access="a", secret="s")
+    ports = json.loads((store.folder / "ports.json").read_text())
+    assert (9 in ports, len(ports)) == (True, 8)
+    for port in (*ports, 65_000):
+        (tmp_path / "shared" / f"seaweedfs-s3-grpc-{port}.sock").touch()
+    store.stop()
+    assert [path.name for path in (tmp_path / "shared").iterdir()] == ["seaweedfs-s3-grpc-65000.sock"]
