@@ -22,7 +22,7 @@ def put(
 ) -> None:
     """Upload files and print their blob: references; a file that is there already is not sent again."""
     shell: Shell = context.obj
-    with shell.client() as client:
+    with shell.client(broker=False) as client:
         for path in files:
             reference = client.upload(path)
             shell.output.line({"file": path, "reference": reference}, reference)

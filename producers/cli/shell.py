@@ -35,11 +35,11 @@ class Shell:
         return Settings.load(**self.given)
 
     @contextmanager
-    def client(self) -> Iterator[Client]:
-        """Open a client with telemetry, and close both in the end."""
+    def client(self, *, broker: bool = True) -> Iterator[Client]:
+        """Open a client with telemetry, and close both in the end; without `broker`, nobody needs to listen there."""
         from producers.client import Client
 
-        if self.ports is None:
+        if self.ports is None and broker:
             self.refused()
         provider = None
         if self.ports is None:  # else whoever embeds us has set up logs and traces
