@@ -40,7 +40,8 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.DEAD: frozenset({State.QUEUED}),
 }
 """What may follow what. `running → running` is another worker that took over a lost lease. Light jobs go from `queued`
-straight to their end: their one event tells when they started. `dead → queued` is a redrive."""
+straight to their end: their one event tells when they started. `dead → queued` is a redrive, and its event says
+which; the submitter's own `queued` may come late and says 0."""
 
 
 class EventType(StrEnum):

@@ -66,7 +66,7 @@ def states() -> str:
         "",
         "`running` after `running` is another worker that took over a lost lease. Light jobs go from `queued` straight",
         "to their end; their one event tells when they started. `queued` after `dead` is a redrive, the only way",
-        "back.\n",
+        "back: its event's `redrive` is 1 or more, where the submitter's own, which may come late, has 0.\n",
         "The `ce_type` of an event is `tape.event.NAME.v1`.\n",
         "| event | state after it | tells, beside job, kind, lane, tenant and time |",
         "|---|---|---|",

@@ -22,8 +22,8 @@ from schemas.topics import MESSAGE_LIMIT, Names, groups, topics
 TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 
-def event(kind: EventType) -> Event:
-    return Event(id="1", type=kind, job="j", kind="echo", time=datetime(2026, 1, 2, tzinfo=UTC))
+def event(kind: EventType, redrive: int = 0) -> Event:
+    return Event(id="1", type=kind, redrive=redrive, job="j", kind="echo", time=datetime(2026, 1, 2, tzinfo=UTC))
 
 
 def test_the_enums_are_closed_and_every_value_is_handled() -> None:
@@ -35,21 +35,27 @@ def test_the_enums_are_closed_and_every_value_is_handled() -> None:
     assert {entry.failure for entry in CODES.values()} == set(FailureClass)
 
 
-@given(st.lists(st.sampled_from(EventType)))
-def test_a_final_state_is_left_by_a_redrive_only(kinds: list[EventType]) -> None:
+@given(st.lists(st.tuples(st.sampled_from(EventType), st.integers(0, 2))))
+def test_a_final_state_is_left_by_a_redrive_only(told: list[tuple[EventType, int]]) -> None:
     state: State | None = None
-    for kind in kinds:
-        before, state = state, follow(state, event(kind))
+    for kind, redrive in told:
+        before, state = state, follow(state, event(kind, redrive))
         if before is not None and state is not before:
             assert state in TRANSITIONS[before]
         if before in FINAL and state is not before:
             assert (before, kind, state) == (State.DEAD, EventType.QUEUED, State.QUEUED)
+            assert redrive > 0
 
 
-@given(st.none() | st.sampled_from(State), st.sampled_from(EventType))
-def test_a_repeated_event_changes_nothing(state: State | None, kind: EventType) -> None:
-    once = follow(state, event(kind))
-    assert follow(once, event(kind)) is once
+def test_a_job_that_died_before_its_submitter_told_of_it_stays_dead() -> None:
+    assert follow(State.DEAD, event(EventType.QUEUED)) is State.DEAD
+    assert follow(State.DEAD, event(EventType.QUEUED, redrive=1)) is State.QUEUED
+
+
+@given(st.none() | st.sampled_from(State), st.sampled_from(EventType), st.integers(0, 2))
+def test_a_repeated_event_changes_nothing(state: State | None, kind: EventType, redrive: int) -> None:
+    once = follow(state, event(kind, redrive))
+    assert follow(once, event(kind, redrive)) is once
 
 
 @given(st.sampled_from(State))
