@@ -6,7 +6,7 @@
 | `store.get` (opening only), `store.read`, `store.fetch`, `store.stat` | `store.name`, `store.size` |
 | `store.delete`, `store.link` | `store.name` |
 
-Listing is lazy, so it has no span of its own. Without a configured tracer a span costs about a microsecond.
+Listing is lazy, so it has no span of its own. Without a configured tracer a span costs some ten microseconds.
 """
 
 from __future__ import annotations
