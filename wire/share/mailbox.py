@@ -218,12 +218,12 @@ class Mailbox:
 
     def report(self, error: ShareError) -> None:
         """Something failed; a FatalError ends the consumer's polls."""
+        log.log(logging.DEBUG if error.retryable else logging.WARNING, "%s: %s", error.code, error)
+        self._hook("on_error", error)
         if isinstance(error, FatalError):
             with self.changed:
                 self.fatal = self.fatal or error
                 self.changed.notify_all()
-        log.log(logging.DEBUG if error.retryable else logging.WARNING, "%s: %s", error.code, error)
-        self._hook("on_error", error)
         self.ready()
 
     def assigned(self, partitions: list[tuple[str, int]]) -> None:
