@@ -1,0 +1,130 @@
+"""The kind `trouble`: fails in every way a job can. Put this folder on PYTHONPATH and workers find it."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from schemas.errors import JobError
+from schemas.model import Strict
+from schemas.outcome import Succeeded, Usage, Verdict
+from workers.context import Context
+from workers.kinds import kind
+
+
+class Trouble(Strict):
+    """What to do, for how long, and where to leave a mark when it starts."""
+
+    do: str = "work"
+    seconds: float = Field(default=0.0, ge=0)
+    size: int = 0
+    mark: str | None = None
+
+
+def work(context: Context, params: Trouble) -> Verdict:
+    """Work in small steps, with progress, and stop when asked."""
+    context.progress(step="start", pid=os.getpid())
+    until = time.monotonic() + params.seconds
+    while (left := until - time.monotonic()) > 0:
+        context.check()
+        threading.Event().wait(min(left, 0.02))
+    return Succeeded(result={"pid": os.getpid(), "ppid": os.getppid()}, usage=Usage(prompt_tokens=3))
+
+
+def deaf(context: Context, params: Trouble) -> Verdict:
+    """Work without ever looking up."""
+    context.progress(step="start", pid=os.getpid())
+    threading.Event().wait(params.seconds)
+    return Succeeded()
+
+
+def segfault(*_: Any) -> Verdict:
+    """Read where nothing is."""
+    sys.stderr.write("last words on stderr\n")
+    print("last words on stdout")
+    ctypes.string_at(0)
+    raise AssertionError("unreachable")
+
+
+def leave(*_: Any) -> Verdict:
+    """End the process without a word."""
+    os._exit(3)
+
+
+def killed(*_: Any) -> Verdict:
+    """Die as under the kernel's out-of-memory killer."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("unreachable")
+
+
+def hang_up(context: Context, params: Trouble) -> Verdict:
+    """Shut the line to the parent, and live on."""
+    with socket.socket(fileno=os.dup(int(sys.argv[1]))) as line:
+        line.shutdown(socket.SHUT_RDWR)
+    threading.Event().wait(params.seconds)
+    return Succeeded()
+
+
+def family(context: Context, params: Trouble) -> Verdict:
+    """Start a process of one's own, then never look up."""
+    child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+    context.progress(step="start", pid=child.pid)
+    threading.Event().wait(params.seconds)
+    return Succeeded()
+
+
+def chatter(*_: Any) -> Verdict:
+    """Print, where a protocol on stdout would break; one line is long and none of it is text."""
+    print('{"type": "verdict"}')
+    os.write(1, b"\xff\xfe" * 200_000 + b"\n")
+    return Succeeded(result={"text": "said"})
+
+
+def litter(context: Context, params: Trouble) -> Verdict:
+    """Leave a file in scratch, and die if asked to wait."""
+    (context.scratch / "litter").write_bytes(b"x" * 1000)
+    context.progress(scratch=str(context.scratch))
+    threading.Event().wait(params.seconds)
+    return Succeeded(result={"scratch": str(context.scratch)})
+
+
+def odd(context: Context, params: Trouble) -> Verdict:
+    """Return what JSON cannot hold."""
+    things: list[Any] = [math.nan, object(), "\ud800"]
+    return Succeeded(result={"thing": things[params.size]})
+
+
+def flood(context: Context, params: Trouble) -> Verdict:
+    """Return and report much."""
+    for step in range(200):
+        context.progress(step=step)
+    return Succeeded(result={"text": "x" * params.size})
+
+
+DEEDS = {
+    deed.__name__: deed for deed in (work, deaf, segfault, leave, killed, hang_up, family, chatter, litter, odd, flood)
+}
+
+
+@kind("trouble", params=Trouble, max_attempts=3)
+def trouble(context: Context, params: Trouble) -> Verdict:
+    """Do it."""
+    if params.mark:
+        with Path(params.mark).open("a", encoding="utf-8") as file:
+            file.write(f"{context.job} {context.worker} {context.attempt} {time.time():.6f}\n")
+    if params.do == "raise":
+        raise JobError("as asked", code="TAPE-6009")
+    if params.do == "none":
+        return None  # type: ignore[return-value]
+    return DEEDS[params.do](context, params)

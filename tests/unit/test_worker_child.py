@@ -1,0 +1,274 @@
+"""Handlers in real child processes: how they end, how they are ended, and what is left of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from worker_twin import NAMES, START, record
+
+from schemas.errors import FailureClass
+from schemas.outcome import Cancelled, Failed, Succeeded, Verdict
+from wire.process import wait_until
+from wire.settings import Settings
+from workers.attempt import Attempt, read
+from workers.kinds import load
+from workers.process import ChildRunner
+
+TESTS = Path(__file__).parents[1]
+TROUBLE = TESTS / "trouble"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable() -> Iterator[None]:
+    """The kind `trouble` can be found, here and in child processes."""
+    patch = pytest.MonkeyPatch()
+    patch.syspath_prepend(str(TROUBLE))
+    paths = [str(TROUBLE), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
+    patch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def settings(home: Path) -> Settings:
+    return Settings(home=home, cache=home / "cache", store_url=f"dir:{home / 'store'}", prefix="")
+
+
+@pytest.fixture(scope="module")
+def shared(settings: Settings) -> Iterator[ChildRunner]:
+    """One runner for all tests that leave its child alive: starting one takes a second."""
+    runner = ChildRunner("w1", settings, cancel_grace_s=0.3)
+    yield runner
+    runner.close()
+
+
+@pytest.fixture
+def runner(shared: ChildRunner) -> ChildRunner:
+    return shared
+
+
+def attempt(do: str = "work", *, timeout_s: float | None = None, **params: Any) -> Attempt:
+    job = record(kind_name="trouble", params={"do": do, **params}, **({"timeout_s": timeout_s} if timeout_s else {}))
+    return read(job, load(["trouble"])["trouble"], NAMES, START)
+
+
+def run(
+    runner: ChildRunner,
+    job: Attempt,
+    *,
+    told: list[dict[str, Any]] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Verdict:
+    return runner.run(job, (told if told is not None else []).append, stopped)
+
+
+def failure(verdict: Verdict) -> Any:
+    assert isinstance(verdict, Failed), verdict
+    return verdict.failure
+
+
+def scratch(home: Path) -> list[Path]:
+    return list((home / "scratch").iterdir()) if (home / "scratch").exists() else []
+
+
+def test_a_job_succeeds_with_progress_usage_and_a_warm_child(runner: ChildRunner) -> None:
+    told: list[dict[str, Any]] = []
+    first = run(runner, attempt(), told=told)
+    assert isinstance(first, Succeeded)
+    assert told == [{"step": "start", "pid": first.result["pid"]}]
+    assert first.usage.prompt_tokens == 3
+    assert first.usage.peak_memory_bytes > 10_000_000
+    again = run(runner, attempt())
+    assert isinstance(again, Succeeded)
+    assert again.result["pid"] == first.result["pid"] == runner.pid != os.getpid()
+
+
+@pytest.mark.parametrize(("do", "code"), [("raise", "TAPE-6009"), ("none", "TAPE-6004")])
+def test_failures_cross_the_socket_whole(runner: ChildRunner, do: str, code: str) -> None:
+    assert failure(run(runner, attempt(do))).code == code
+    assert runner.pid is not None
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_a_result_that_is_not_json_fails_its_job_and_not_the_child(runner: ChildRunner, which: int) -> None:
+    run(runner, attempt())
+    before = runner.pid
+    assert failure(run(runner, attempt("odd", size=which))).code == "TAPE-6011"
+    assert runner.pid == before
+
+
+def test_a_large_result_passes_and_a_huge_one_fails(runner: ChildRunner) -> None:
+    told: list[dict[str, Any]] = []
+    verdict = run(runner, attempt("flood", size=400_000), told=told)
+    assert isinstance(verdict, Succeeded)
+    assert len(verdict.result["text"]) == 400_000
+    assert [entry["step"] for entry in told] == list(range(200))
+    assert failure(run(runner, attempt("flood", size=5_000_000))).code == "TAPE-6011"
+
+
+def test_what_a_handler_prints_harms_nothing(runner: ChildRunner, capfd: pytest.CaptureFixture[str]) -> None:
+    verdict = run(runner, attempt("chatter"))
+    assert isinstance(verdict, Succeeded)
+    assert verdict.result == {"text": "said"}
+    assert wait_until(lambda: "verdict" in capfd.readouterr().err, deadline_s=5)
+
+
+def test_a_cancelled_job_stops_and_its_child_lives_on(runner: ChildRunner) -> None:
+    told: list[dict[str, Any]] = []
+    verdict = run(runner, attempt("work", seconds=60), told=told, stopped=lambda: bool(told))
+    assert isinstance(verdict, Cancelled)
+    assert runner.pid == told[0]["pid"]
+    assert isinstance(run(runner, attempt()), Succeeded), "the cancellation stuck to the next job"
+
+
+def test_a_job_that_ignores_its_cancellation_is_killed(runner: ChildRunner) -> None:
+    told: list[dict[str, Any]] = []
+    verdict = run(runner, attempt("deaf", seconds=60), told=told, stopped=lambda: bool(told))
+    assert isinstance(verdict, Cancelled)
+    assert "did not stop" in verdict.reason
+    assert runner.pid is None
+    assert not psutil.pid_exists(told[0]["pid"])
+
+
+def test_a_job_is_killed_at_its_timeout_with_all_it_started(runner: ChildRunner, home: Path) -> None:
+    told: list[dict[str, Any]] = []
+    verdict = run(runner, attempt("family", seconds=60, timeout_s=2.5), told=told)
+    assert (failure(verdict).code, failure(verdict).failure) == ("TAPE-7001", FailureClass.TIMEOUT)
+    assert 2.5 <= verdict.usage.seconds < 20
+    (grandchild,) = (entry["pid"] for entry in told)
+    assert wait_until(lambda: not running(grandchild), deadline_s=5)
+    assert scratch(home) == []
+    verdict = run(runner, attempt())
+    assert isinstance(verdict, Succeeded), "no new child was started"
+
+
+def running(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(
+    ("do", "how"), [("segfault", "by signal SIGSEGV"), ("leave", "with exit code 3"), ("killed", "by signal SIGKILL")]
+)
+def test_a_child_that_dies_costs_one_attempt(runner: ChildRunner, do: str, how: str) -> None:
+    run(runner, attempt())
+    pid = runner.pid
+    told = failure(run(runner, attempt(do)))
+    assert (told.code, told.failure, told.place) == ("TAPE-6002", FailureClass.CRASHED, {"pid": pid})
+    assert how in told.message
+    if do == "segfault":
+        assert "last words on stderr" in told.detail
+        assert "last words on stdout" in told.detail
+    verdict = run(runner, attempt())
+    assert isinstance(verdict, Succeeded)
+    assert verdict.result["pid"] != pid
+
+
+def test_a_child_that_hangs_up_but_lives_on_is_ended(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.process.EXIT_S", 0.2)
+    runner = ChildRunner("w1", settings)
+    told = failure(run(runner, attempt("hang_up", seconds=60)))
+    assert told.code == "TAPE-6002"
+    assert runner.pid is None
+
+
+def test_scratch_is_gone_however_the_job_ends(runner: ChildRunner, home: Path) -> None:
+    verdict = run(runner, attempt("litter"))
+    assert isinstance(verdict, Succeeded)
+    assert not Path(verdict.result["scratch"]).exists()
+    told: list[dict[str, Any]] = []
+    run(runner, attempt("litter", seconds=60), told=told, stopped=lambda: bool(told))
+    assert Path(told[0]["scratch"]).parent == home / "scratch"
+    assert scratch(home) == []
+
+
+def test_a_closed_runner_leaves_no_process(settings: Settings) -> None:
+    runner = ChildRunner("w1", settings)
+    run(runner, attempt())
+    pid = runner.pid
+    assert pid is not None
+    runner.close()
+    assert not running(pid)
+    runner.close()
+
+
+def test_a_child_that_cannot_start_fails_the_attempt(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    told = failure(run(ChildRunner("w1", settings), attempt()))
+    assert (told.code, told.failure) == ("TAPE-6002", FailureClass.CRASHED)
+    assert "did not start" in told.message
+
+
+def test_a_child_has_its_parents_settings_and_no_others(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    monkeypatch.setenv("TAPE_PREFIX", "other.")
+    monkeypatch.setenv("TAPE_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    runner = ChildRunner("w1", settings)
+    try:
+        assert isinstance(run(runner, attempt()), Succeeded)
+        assert runner.pid is not None
+        environment = psutil.Process(runner.pid).environ()
+    finally:
+        runner.close()
+    assert environment["TAPE_PREFIX"] == ""
+    assert "TAPE_OTLP_ENDPOINT" not in environment
+    assert Settings.load(env={key: environment[key] for key in environment if key.startswith("TAPE_")}) == settings
+
+
+PARENT = """
+import sys, threading
+from pathlib import Path
+sys.path[:0] = [{unit!r}, {trouble!r}]
+import test_worker_child as tests
+from wire.settings import Settings
+from workers.process import ChildRunner
+home = Path({home!r})
+runner = ChildRunner("w1", Settings(home=home, cache=home, store_url=f"dir:{{home}}/store"))
+def told(progress):
+    print(progress["pid"], flush=True)
+threading.Thread(target=lambda: runner.run(tests.attempt("deaf", seconds=60), told, lambda: False)).start()
+"""
+
+
+def test_a_parents_death_takes_its_child_along(tmp_path: Path) -> None:
+    code = PARENT.format(unit=str(Path(__file__).parent), trouble=str(TROUBLE), home=str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert running(pid)
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        assert wait_until(lambda: not running(pid), deadline_s=5)
+
+
+def test_a_child_outlives_the_thread_that_waits_for_others(settings: Settings) -> None:
+    """The kernel's parent-death signal counts the thread that started the child: it must be the slot's own."""
+    runner = ChildRunner("w1", settings)
+    ended = threading.Event()
+    verdicts: list[Verdict] = []
+
+    def slot() -> None:
+        for _ in range(2):
+            threading.Thread(target=lambda: None).start()
+            verdicts.append(run(runner, attempt()))
+        runner.close()
+        ended.set()
+
+    threading.Thread(target=slot).start()
+    assert ended.wait(30)
+    assert len({verdict.result["pid"] for verdict in verdicts if isinstance(verdict, Succeeded)}) == 1
