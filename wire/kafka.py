@@ -23,7 +23,7 @@ from kafka.protocol.metadata import ApiVersionsRequest, FindCoordinatorRequest
 
 from schemas.errors import AuthError, ConflictError, InvalidError, NotFoundError, TapeError, UnavailableError
 from wire.settings import Settings
-from wire.transport import EagerManager
+from wire.transport import REFUSED, EagerManager
 
 T = TypeVar("T")
 
@@ -108,14 +108,9 @@ def _lacking(name: str, what: str) -> InvalidError:
     )
 
 
-_REFUSED = (
-    kafka_errors.SaslAuthenticationFailedError,
-    kafka_errors.IllegalSaslStateError,
-    kafka_errors.UnsupportedSaslMechanismError,
-)
 _MAP: tuple[tuple[tuple[type[Exception], ...], type[TapeError], str], ...] = (
-    (_REFUSED, AuthError, "TAPE-4001"),
     ((kafka_errors.AuthorizationError,), AuthError, "TAPE-4003"),
+    (REFUSED, AuthError, "TAPE-4001"),
     ((kafka_errors.UnknownTopicOrPartitionError, kafka_errors.UnknownTopicIdError), NotFoundError, "TAPE-2004"),
     ((kafka_errors.InvalidTopicError,), InvalidError, "TAPE-2004"),
     ((kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError), InvalidError, "TAPE-1006"),
