@@ -20,6 +20,8 @@ from schemas import codec
 from schemas.errors import TapeError, UnavailableError
 from schemas.event import Event
 
+CLOSE_S = 5.0
+
 _log = structlog.get_logger("producers.feed")
 
 
@@ -91,7 +93,7 @@ class Feed:
             self._stop.set()
             threads = list(self._threads)
         for thread in threads:
-            thread.join()
+            thread.join(CLOSE_S)  # one that is just connecting to a dead broker takes longer; it dies with the process
 
     def _run(self, since: datetime, stop: threading.Event) -> None:
         pause = self._backoff_s
@@ -104,12 +106,15 @@ class Feed:
                 # A broker that went away comes back; who waits has a timeout of their own.
                 self.trouble = error
                 _log.warning("events cannot be followed", code=error.code, error=error.message, retry_s=pause)
-                stop.wait(pause)
-                pause = min(pause * 2, self._ceiling_s)
-                since = self._since()
             except TapeError as error:
                 self._fail(error)
                 return
+            except Exception as error:  # a thread that dies must not leave its waiters hanging
+                self._fail(TapeError(f"{type(error).__name__}: {error}", code="TAPE-8006"))
+                raise
+            stop.wait(pause)
+            pause = min(pause * 2, self._ceiling_s)
+            since = self._since()
 
     def _since(self) -> datetime:
         """From when on the logs that are not at their end need events."""

@@ -121,8 +121,12 @@ def cancel(
 
 def finish(shell: Shell, handle: JobHandle, timeout: float | None) -> None:
     """Wait for a job's outcome, its events told on stderr meanwhile, and print it."""
-    for event in handle.watch(timeout):
-        shell.output.note(describe(event, markup=False))
+    try:
+        for event in handle.watch(timeout):
+            shell.output.note(describe(event, markup=False))
+    except KeyboardInterrupt:
+        shell.output.next(f"tape watch {handle.id}  (the job goes on)", f"tape cancel {handle.id}")
+        raise
     raise typer.Exit(show(shell, handle.result(timeout)))
 
 

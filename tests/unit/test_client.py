@@ -24,6 +24,7 @@ from schemas.errors import (
     InvalidError,
     JobError,
     NotFoundError,
+    TapeError,
     TimeoutExceeded,
     UnavailableError,
 )
@@ -331,6 +332,13 @@ class TestResult:
             handle.result(timeout=0.1)
         assert "no broker answered" in caught.value.message
         assert "TAPE_KAFKA_URL" in caught.value.hint
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+    def test_a_bug_in_the_feed_ends_the_wait_too(self, client: Client, ports: MemoryPorts) -> None:
+        ports.follow = lambda *_: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+        with pytest.raises(TapeError) as caught:
+            client.submit("inference", PARAMS).result(timeout=5)
+        assert caught.value.code == "TAPE-8006"
 
     def test_refused_credentials_end_the_wait(self, client: Client, ports: MemoryPorts) -> None:
         handle = client.submit("inference", PARAMS)
