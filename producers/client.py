@@ -190,10 +190,13 @@ class Client:
             log = self.feed.join(prepared.job, prepared.time, fresh=True)
             return _Sent(prepared, JobHandle(self, log, stored=False), self._publish(prepared))
         first = self._claim(prepared)
-        log = self.feed.join(prepared.job, first or prepared.time, fresh=first is None)
-        handle = JobHandle(self, log, stored=True)
-        done = first is not None and self.outcome(prepared.job) is not None
-        return _Sent(prepared, handle, None if done else self._publish(prepared))
+        if first is None:
+            log = self.feed.join(prepared.job, prepared.time, fresh=True)
+        elif self.outcome(prepared.job) is None:
+            log = self.feed.renew(prepared.job, prepared.time)
+        else:
+            return _Sent(prepared, JobHandle(self, self.feed.join(prepared.job, first), stored=True), None)
+        return _Sent(prepared, JobHandle(self, log, stored=True), self._publish(prepared))
 
     def _publish(self, prepared: Prepared) -> Future[Any]:
         attributes = {

@@ -66,6 +66,13 @@ class Feed:
                 log.since, log.covered = since, False
             return log
 
+    def renew(self, job: str, since: datetime) -> Log:
+        """Return a new log of a job that is submitted again: what came before, a death above all, is not its end."""
+        with self._lock:
+            log = self._logs[job.encode()] = Log(job, since)
+            log.covered = True
+            return log
+
     def follow(self, log: Log) -> None:
         """Make sure that the log's events arrive, from its `since` on."""
         with self._lock:
