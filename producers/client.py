@@ -193,7 +193,7 @@ class Client:
         if first is None:
             log = self.feed.join(prepared.job, prepared.time, fresh=True)
         elif self.outcome(prepared.job) is None:
-            log = self.feed.renew(prepared.job, prepared.time)
+            log = self.feed.renew(prepared.job, first, prepared.time)
         else:
             return _Sent(prepared, JobHandle(self, self.feed.join(prepared.job, first), stored=True), None)
         return _Sent(prepared, JobHandle(self, log, stored=True), self._publish(prepared))

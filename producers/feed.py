@@ -66,11 +66,10 @@ class Feed:
                 log.since, log.covered = since, False
             return log
 
-    def renew(self, job: str, since: datetime) -> Log:
-        """Return a new log of a job that is submitted again: what came before, a death above all, is not its end."""
+    def renew(self, job: str, since: datetime, revived: datetime) -> Log:
+        """Return a new log of a job that is submitted again at `revived`: a death before that is not its end."""
         with self._lock:
-            log = self._logs[job.encode()] = Log(job, since)
-            log.covered = True
+            log = self._logs[job.encode()] = Log(job, since, revived=revived)
             return log
 
     def follow(self, log: Log) -> None:

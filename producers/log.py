@@ -11,7 +11,7 @@ from datetime import datetime
 from itertools import islice
 
 from schemas.errors import TapeError, TimeoutExceeded
-from schemas.event import FINAL, STATE_OF, Event, State, follow
+from schemas.event import FINAL, STATE_OF, Event, EventType, State, follow
 
 LIMIT = 10_000
 """Events kept of one job; beyond it the oldest go: a stream of tokens must not fill the memory of who waits."""
@@ -20,8 +20,8 @@ LIMIT = 10_000
 class Log:
     """The events of one job that were seen so far, each once, in the order they came; thread-safe."""
 
-    def __init__(self, job: str, since: datetime, *, limit: int = LIMIT) -> None:
-        self.job, self.since = job, since
+    def __init__(self, job: str, since: datetime, *, limit: int = LIMIT, revived: datetime | None = None) -> None:
+        self.job, self.since, self._revived = job, since, revived
         self.covered = False
         self.final: Event | None = None
         self.state: State | None = None
@@ -37,6 +37,8 @@ class Log:
         """Take one event; a repeat, and anything after the end but a redrive, is dropped."""
         with self._changed:
             if event.id in self._seen or (self.final is not None and event.redrive <= self.final.redrive):
+                return
+            if event.type is EventType.DEAD and self._revived is not None and event.time < self._revived:
                 return
             self.final = None
             self._seen.add(event.id)

@@ -20,6 +20,7 @@ from schemas.errors import (
     ConflictError,
     InvalidError,
     NotFoundError,
+    TimeoutExceeded,
     UnavailableError,
 )
 from schemas.event import Event, EventType
@@ -246,6 +247,15 @@ class TestKeys:
         with Client(settings=Settings(), ports=ports) as other:
             kinds = [event.type for event in other.submit("inference", PARAMS, key="k").watch(timeout=5)]
         assert kinds == [EventType.QUEUED, EventType.SUCCEEDED]
+
+    def test_a_dead_job_that_is_sent_again_is_waited_for_anew(self, client: Client, ports: MemoryPorts) -> None:
+        job = client.submit("inference", PARAMS, key="k").id
+        ports.tell(event(job, EventType.DEAD, at=datetime.now(UTC), outcome=outcome(job, Status.DEAD)))
+        again = client.submit("inference", PARAMS, key="k")
+        with pytest.raises(TimeoutExceeded):
+            again.result(timeout=0.05)
+        ports.tell(end(job, text="alive"))
+        assert again.result(timeout=5).result == {"text": "alive"}
 
 
 class TestOthers:
