@@ -86,7 +86,7 @@ def read(record: Record, kind: Kind, names: Names, now: datetime) -> Attempt:
     """Decode and validate a record. Raises `InvalidError` that names the header or field."""
     _, lane = names.parse_jobs(record.topic)
     envelope = decode(record.value, record.headers)
-    _check_version(envelope.type, kind.name)
+    _check_type(envelope.type, kind.name)
     job = parse(Job, envelope.data)
     return Attempt(
         record=record,
@@ -101,12 +101,10 @@ def read(record: Record, kind: Kind, names: Names, now: datetime) -> Attempt:
     )
 
 
-def _check_version(given: str, kind: str) -> None:
-    """Refuse a request that calls itself one of ours, of another kind or version; foreign types say nothing to us."""
-    known = request_type(kind)
-    if given.startswith(known.rpartition(".")[0].removesuffix(kind)) and given != known:
+def _check_type(given: str, kind: str) -> None:
+    if given != request_type(kind):
         raise InvalidError(
-            f"{given} is not read here", code="TAPE-1005", field="ce_type", hint=f"send {known} to this topic"
+            f"{given} is not read here", code="TAPE-1005", field="ce_type", hint=f"send {request_type(kind)}"
         )
 
 

@@ -117,8 +117,7 @@ DEEDS = {
 }
 
 
-@kind("trouble", params=Trouble, max_attempts=3)
-def trouble(context: Context, params: Trouble) -> Verdict:
+def perform(context: Context, params: Trouble) -> Verdict:
     """Do it."""
     if params.mark:
         with Path(params.mark).open("a", encoding="utf-8") as file:
@@ -128,3 +127,7 @@ def trouble(context: Context, params: Trouble) -> Verdict:
     if params.do == "none":
         return None  # type: ignore[return-value]
     return DEEDS[params.do](context, params)
+
+
+trouble = kind("trouble", params=Trouble, max_attempts=3)(perform)
+light = kind("light", params=Trouble, max_attempts=3, isolation="thread")(perform)
