@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 health_port=given.health_port,
                 limit=1 if given.once else None,
                 idle_s=given.idle_exit,
+                housekeep_s=given.housekeep or None,
             ),
         )
     except TapeError as error:
@@ -96,6 +97,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--once", action="store_true", help="take one job, settle it, and end")
     parser.add_argument("--idle-exit", type=float, metavar="S", help="end after S seconds without a job")
+    parser.add_argument(
+        "--housekeep", type=float, default=60.0, metavar="S",
+        help="delete finished records every S seconds, 0 never (default 60)",
+    )  # fmt: skip
     parser.add_argument("--home", default=None, help="home folder (default .tape, or TAPE_HOME)")
     return parser
 

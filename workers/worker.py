@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import threading
 import time
@@ -19,7 +20,7 @@ from kafka.protocol.metadata import MetadataRequest
 from schemas.errors import AuthError, NotFoundError, TapeError, UnavailableError
 from schemas.ids import uuid7
 from schemas.job import Lane
-from schemas.topics import Names, topics
+from schemas.topics import Names, groups
 from wire.blobs import Blobs, open_store
 from wire.kafka import Link, connection
 from wire.publish import KafkaPublisher, Publisher
@@ -58,6 +59,7 @@ class Options:
     health_port: int | None = None
     limit: int | None = None
     idle_s: float | None = None
+    housekeep_s: float | None = None
 
 
 class _Losses(Listener):
@@ -96,7 +98,7 @@ class Worker:
         self._names = Names(settings.prefix)
         self._store = store
         self._opening = threading.Lock()
-        self._hurry = threading.Event()
+        self._hurry, self._ended = threading.Event(), threading.Event()
         self._net: Any = None
         self._stop_at = float("inf")
         self.health = self._endpoint()
@@ -218,6 +220,8 @@ class Worker:
             pool.start()
         if self.health is not None:
             self.health.start()
+        if self.options.housekeep_s:
+            threading.Thread(target=self._keep_house, name="housekeeper", daemon=True).start()
         _LOG.info("worker up", worker=self.id, kinds=sorted(self.kinds), slots=self.options.slots)
         try:
             self.loop.run(until=lambda: time.monotonic() >= self._stop_at)
@@ -226,11 +230,22 @@ class Worker:
         finally:
             self._close()
 
+    def _keep_house(self) -> None:
+        """Delete now and then what the groups have finished; any number of workers may do so at once."""
+        from wire.housekeeper import Housekeeper
+
+        every_s = self.options.housekeep_s or 0.0
+        keeper = Housekeeper(self.settings, groups(self._names, tuple(self.kinds)))
+        # Workers that start together must not sweep together.
+        if not self._ended.wait(every_s * random.random()):  # noqa: S311 - spreads load, guards nothing
+            keeper.run(self._ended, every_s=every_s, report=_told)
+
     def _close(self) -> None:
         self._hurry.set()
         for pool in self._pools.values():
             pool.stop(timeout=10.0)
         self._again.stop()
+        self._ended.set()
         try:
             self._publisher.close(timeout=10.0)
         finally:
@@ -275,6 +290,13 @@ def mapped(error: ShareError) -> TapeError:
         if isinstance(error, share):
             return ours(str(error), code=code)
     return UnavailableError(str(error), code="TAPE-5001")
+
+
+def _told(swept: list[Any] | TapeError) -> None:
+    if isinstance(swept, TapeError):
+        _LOG.warning("housekeeping failed", error=str(swept))
+    elif swept:
+        _LOG.info("housekeeping", partitions=len(swept), records=sum(one.before - one.start for one in swept))
 
 
 def now() -> datetime:
