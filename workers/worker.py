@@ -20,7 +20,7 @@ from kafka.protocol.metadata import MetadataRequest
 from schemas.errors import AuthError, NotFoundError, TapeError, UnavailableError
 from schemas.ids import uuid7
 from schemas.job import Lane
-from schemas.topics import Names, groups
+from schemas.topics import Names, groups, topics
 from wire.blobs import Blobs, open_store
 from wire.kafka import Link, connection
 from wire.publish import KafkaPublisher, Publisher
