@@ -285,6 +285,21 @@ def test_expired_lock_goes_to_another(harness: Harness) -> None:
     slow.flush(5)
 
 
+def test_expired_lock_that_comes_again_is_told_before(harness: Harness) -> None:
+    topic, group, log = harness.topic(), harness.group(), Log()
+    harness.send(topic, b"1")
+    consumer = harness.consumer(topic, group, listener=log)
+    (stale,) = gather(consumer, 1)
+    harness.advance(LOCK)
+    (record,) = gather(consumer, 1)
+    assert [ranges for ranges, _ in log.lost] == [[(topic, 0, 0, 0)]]
+    with pytest.raises(LeaseLostError):
+        consumer.acknowledge(stale)
+    consumer.acknowledge(record)
+    consumer.flush(5)
+    assert consumer.outstanding == 0
+
+
 def test_renewed_lock_holds(harness: Harness) -> None:
     topic, group = harness.topic(), harness.group()
     harness.send(topic, b"1")

@@ -44,7 +44,9 @@ class Books(RuleBasedStateMachine):
     def acquire(self, limit: int) -> None:
         taken = self.broker.acquire("me", limit, self.end, self.now)
         records = [record(offset, count) for offset, count in taken]
-        self.leases.add(TIP, NODE, "jobs", records)
+        held = {r.offset for r in self.mine if self.leases.holds(r)}
+        again = self.leases.add(TIP, NODE, "jobs", records)
+        assert {o for span in again for o in range(span.first, span.last + 1)} == held & {r.offset for r in records}
         self.mine += records
         self.blamed -= {r.offset for r in records}
 

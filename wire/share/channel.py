@@ -187,6 +187,7 @@ class Leaders:
 
     def __init__(self) -> None:
         self.names: dict[UUID, str] = {}
+        self.seen: frozenset[TopicPartition] = frozenset()
         self._leaders: dict[TopicPartition, tuple[int, int]] = {}
 
     def of(self, tip: TopicPartition) -> int | None:
@@ -208,8 +209,11 @@ class Leaders:
         return known is None or known[0] != leader
 
     def update(self, response: Any) -> list[tuple[UUID, int]]:
-        """Take in a metadata response. Returns topics with an error code."""
+        """Take in a metadata response; `seen` is then every partition in it. Returns topics with an error code."""
         bad: list[tuple[UUID, int]] = []
+        self.seen = frozenset(
+            (topic.topic_id, part.partition_index) for topic in response.topics for part in topic.partitions
+        )
         for topic in response.topics:
             if topic.error_code:
                 bad.append((topic.topic_id, topic.error_code))

@@ -18,6 +18,8 @@ class ShareConfig:
     as they are. A long poll lasts `max_wait`; since a session has one request in flight, an acknowledgement waits at
     most that long. `ack_linger` is how long an acknowledgement waits for a fetch to ride on when the session is free.
     When there are more leaders than records wanted, the leaders are asked in turn, each for `rotate_wait`.
+    With `every_partition`, the member reads all partitions of its topics, not only the assigned ones, so that a dead
+    member's partitions do not wait for the group to notice; for groups of very many members, turn it off (README.md).
     `max_locks` is the group's share.partition.max.record.locks, used for `window()` only.
     """
 
@@ -26,6 +28,7 @@ class ShareConfig:
     rack: str | None = None
     security: Mapping[str, Any] = field(default_factory=dict, repr=False)
     mode: AcquireMode = AcquireMode.RECORD_LIMIT
+    every_partition: bool = True
     max_wait: float = 0.25
     rotate_wait: float = 0.05
     ack_linger: float = 0.003

@@ -20,6 +20,7 @@ from .mailbox import Mailbox
 from .membership import Answer, Membership, partitions, take_id
 
 _MEMBER = "member"
+_REFRESH = 30.0  # seconds between looks for new partitions, which the group may give to others
 
 
 class Engine:
@@ -35,6 +36,7 @@ class Engine:
         self._coordinator: int | None = None
         self._member_alarm, self._survey_alarm, self._done = Alarm(net), Alarm(net), Alarm(net)
         self._stale = False
+        self._read: frozenset[messages.TopicPartition] = frozenset()
         self._told: list[tuple[str, int]] = []
         self._closing = False
         self._running = 0
@@ -142,7 +144,9 @@ class Engine:
         backoff = Backoff(self._config.backoff, self._config.backoff_max)
         while not self._closing:
             if not self._stale:
-                await self._survey_alarm.wait(None)
+                every = self._config.every_partition
+                await self._survey_alarm.wait(_REFRESH if every else None)
+                self._stale = self._stale or every
                 continue
             self._stale = False
             try:
@@ -161,15 +165,17 @@ class Engine:
 
     async def _locate(self) -> bool:
         """Ask for metadata and arrange the sessions. Returns whether a leader is still missing."""
-        topic_ids = {topic_id for topic_id, _ in self.membership.assignment}
-        if topic_ids:
-            response = await self._channel.send(_MEMBER, self._coordinator, messages.metadata(topic_ids))
+        every = self._config.every_partition
+        topics: list[Any] = list(self._topics if every else {topic_id for topic_id, _ in self.membership.assignment})
+        if topics and self.membership.assignment:
+            response = await self._channel.send(_MEMBER, self._coordinator, messages.metadata(topics))
             self._channel.learn((node.node_id, node.host, node.port) for node in response.brokers)
             for _, code in self._leaders.update(response):
                 if code in errors.AUTHORIZATION:
                     raise errors.from_code(code, place="topic")
+        self._read = self._leaders.seen if every and self.membership.assignment else self.membership.assignment
         missing = self._missing()
-        for serve in self.fetcher.arrange(self.membership.assignment, self.look):
+        for serve in self.fetcher.arrange(self._read, self.look):
             self._spawn(serve)
         if self.assignment != self._told:
             self._told = self.assignment
@@ -177,7 +183,7 @@ class Engine:
         return missing
 
     def _missing(self) -> bool:
-        for tip in self.membership.assignment:
+        for tip in self._read:
             leader = self._leaders.of(tip)
             if leader is None or tip[0] not in self._leaders.names or not self._channel.knows(leader):
                 return True
@@ -185,9 +191,9 @@ class Engine:
 
     @property
     def assignment(self) -> list[tuple[str, int]]:
-        """Assigned partitions whose topic's name is known."""
+        """The partitions read whose topic's name is known."""
         names = self._leaders.names
-        return sorted((names[t], p) for t, p in self.membership.assignment if t in names)
+        return sorted((names[t], p) for t, p in self._read if t in names)
 
     # ---- the end
 

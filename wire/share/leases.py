@@ -8,7 +8,7 @@ cut in halves and tried again until only what is really lost remains.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from . import ranges
@@ -66,15 +66,17 @@ class Leases:
         self._by_name: dict[tuple[str, int], _Partition] = {}
         self.held = 0
 
-    def add(self, tip: TopicPartition, node: int, topic: str, records: Iterable[Record]) -> None:
-        """Records acquired from a leader."""
+    def add(self, tip: TopicPartition, node: int, topic: str, records: Sequence[Record]) -> list[OffsetRange]:
+        """Records acquired from a leader. Returns what was held already: those locks expired before they came again."""
         part = self._part(tip, node, topic)
         before = len(part.held)
+        again = part.spans(record.offset for record in records if record.offset in part.held) if before else []
         for record in records:
             part.held[record.offset] = record
         self.held += len(part.held) - before
         if part.held:
             part.newest = max(part.newest, next(reversed(part.held)))
+        return again
 
     def put(self, tip: TopicPartition, node: int, topic: str, acks: Mapping[int, int]) -> None:
         """Queue acknowledgements for offsets that never became records (gaps, unreadable ones)."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .decode import Acquired, Decoder
-from .errors import FatalError, ShareError
+from .errors import FatalError, LeaseLostError, ShareError
 from .leases import Answered, Leases
 from .messages import TopicPartition
 from .model import GAP, AckType, Listener, OffsetRange, Record
@@ -86,13 +86,15 @@ class Mailbox:
             self._decoding = None
             if not chunk.alive:
                 return True
-            self.leases.add(chunk.tip, chunk.node, chunk.topic, found.records)
+            again = self.leases.add(chunk.tip, chunk.node, chunk.topic, found.records)
             self._ready.extend((chunk.at, record) for record in found.records)
             if found.gaps:
                 self.leases.put(chunk.tip, chunk.node, chunk.topic, dict.fromkeys(found.gaps, GAP))
             if found.corrupt:
                 release = dict.fromkeys(found.corrupt, int(AckType.RELEASE))
                 self.leases.put(chunk.tip, chunk.node, chunk.topic, release)
+        if again:
+            self._hook("on_lost", again, LeaseLostError("the lock expired and the record came again", again))
         if found.error is not None:
             self.report(found.error)
         return True

@@ -315,6 +315,7 @@ class MemoryShareConsumer:
             self._assigned = places
             self._listener.on_assigned(places)
         records: list[Record] = []
+        again: list[OffsetRange] = []
         for index in range(len(places)):
             topic, partition = places[(self._turn + index) % len(places)]
             state = self._group.state(topic, partition)
@@ -322,10 +323,14 @@ class MemoryShareConsumer:
             for offset, count in state.acquire(self.member_id, limit - len(records), end, self._clock()):
                 (entry,) = self._log.read(topic, partition, offset, 1)
                 record = Record(topic, *entry, count)
+                if (topic, partition, offset) in self._held:
+                    again.append(OffsetRange(topic, partition, offset, offset))
                 self._held[topic, partition, offset] = record
                 self._newest[topic, partition] = max(offset, self._newest.get((topic, partition), -1))
                 records.append(record)
         self._turn += 1
+        if again:
+            self._listener.on_lost(again, LeaseLostError("the lock expired and the record came again", again))
         return records
 
     def _leave(self, *, release: bool) -> None:

@@ -18,6 +18,7 @@ from . import ranges
 
 RESOURCES = f"{__package__}.resources"
 
+NO_ID = UUID(int=0)
 TopicPartition = tuple[UUID, int]
 """A partition by topic id and index: what the share protocol speaks in."""
 
@@ -185,10 +186,14 @@ def find_coordinator(group: str) -> Any:
     return FindCoordinatorRequest(key=group, key_type=0, coordinator_keys=[group])
 
 
-def metadata(topic_ids: Iterable[UUID]) -> Any:
-    """Ask for names and leaders of topics known by id; never creates a topic."""
+def metadata(topics: Iterable[UUID | str]) -> Any:
+    """Ask for ids, names and leaders of topics known by id or by name; never creates a topic."""
+    entry = MetadataRequest.MetadataRequestTopic
     return MetadataRequest(
-        topics=[MetadataRequest.MetadataRequestTopic(topic_id=topic_id, name=None) for topic_id in topic_ids],
+        topics=[
+            entry(topic_id=NO_ID, name=topic) if isinstance(topic, str) else entry(topic_id=topic, name=None)
+            for topic in topics
+        ],
         allow_auto_topic_creation=False,
         include_cluster_authorized_operations=False,
         include_topic_authorized_operations=False,

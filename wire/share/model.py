@@ -58,15 +58,18 @@ class OffsetRange(NamedTuple):
 class Listener:
     """Hooks with nothing in them: derive and override.
 
-    They are called from the network thread, never with a lock held, and must not block. An exception in a hook is
-    logged and goes no further.
+    They are called from the network thread (`on_lost` also from `poll`), never with a lock held, and must not block.
+    An exception in a hook is logged and goes no further.
     """
 
     def on_assigned(self, partitions: Sequence[tuple[str, int]]) -> None:
         """The group gave this member these partitions (the whole assignment, not the change)."""
 
     def on_lost(self, ranges: Sequence[OffsetRange], error: ShareError) -> None:
-        """These records are not ours any more: stop their work, others will get them."""
+        """These records are not ours any more: stop their work, others will get them.
+
+        When the lock of a held record expired and this very consumer got it again, this comes before `poll` returns it.
+        """
 
     def on_fetch(self, records: int, size: int, seconds: float) -> None:
         """A fetch returned so many records and bytes after so many seconds."""
