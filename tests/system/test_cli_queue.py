@@ -19,7 +19,7 @@ import pytest
 from producers import Client, Request
 from producers.ports import Ports
 from producers.request import event_message
-from schemas.errors import InvalidError, NotFoundError, TimeoutExceeded
+from schemas.errors import InvalidError, NotFoundError, SetupError, TimeoutExceeded
 from schemas.event import Event, EventType, State
 from schemas.ids import derived_id, uuid7
 from schemas.outcome import Outcome, Status
@@ -27,6 +27,7 @@ from schemas.topics import Names, groups, topics
 from wire.broker import NativeBroker, Runtime, Security
 from wire.process import free_port, wait_until
 from wire.settings import Settings
+from wire.store import NativeStore
 from wire.topics import ensure
 
 pytestmark = [pytest.mark.slow, pytest.mark.kafka]
@@ -217,6 +218,25 @@ class TestBadInput:
         found = tape("put", "a", cwd=tmp_path, TAPE_STORE_URL=url, TAPE_KAFKA_URL="127.0.0.1:1")
         assert (found.code, found.out) == (69, "")
         assert found.err.startswith("TAPE-5002 ")
+
+    @pytest.mark.store
+    def test_wrong_credentials_of_the_store(self, tmp_path: Path) -> None:
+        store = NativeStore(tmp_path / "own", tmp_path / "cache", engine="seaweedfs")
+        try:
+            url = store.start(tie=True).url
+        except SetupError as error:
+            if os.environ.get("CI"):
+                raise
+            pytest.skip(str(error))
+        try:
+            (tmp_path / "a").write_text("x")
+            keys = {"TAPE_STORE_ACCESS_KEY": "somebody", "TAPE_STORE_SECRET_KEY": "wrong-secret"}
+            found = tape("put", "a", cwd=tmp_path, TAPE_STORE_URL=url, **keys)
+        finally:
+            store.stop()
+        assert (found.code, found.out) == (4, ""), found.err
+        assert found.err.startswith("TAPE-4002 ")
+        assert "wrong-secret" not in found.err
 
     def test_wrong_credentials(self, jars: Runtime, tmp_path: Path) -> None:
         cache = jars.libs.parents[2]
