@@ -45,6 +45,7 @@ bench: setup ## the benchmarks (a quarter of an hour; peers are installed apart)
 
 docs: setup ## write the generated documents anew
 	$(BIN)/tape schemas export
+	$(BIN)/python deploy/tree.py
 
 clean: ## remove what was made here; the cache of things fetched once stays
 	-@$(BIN)/tape down 2>/dev/null

@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def _python() -> str | None:
-    if sys.version_info >= (3, 11):
+    if sys.version_info >= (3, 11):  # noqa: UP036 - this file is run by whatever Python there is
         return None
     found = ".".join(map(str, sys.version_info[:3]))
     return f"Python 3.11 or newer is needed, this is {found}: install one and run `make PYTHON=/path/to/python3.11 …`"

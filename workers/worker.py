@@ -273,7 +273,7 @@ def _check(settings: Settings, names: Names, kinds: tuple[str, ...]) -> None:
     if missing:
         raise NotFoundError(
             f"{len(missing)} of this worker's topics do not exist, first {missing[0]}", code="TAPE-2004",
-            topic=missing[0], hint=f"run `tape topics apply --kinds {','.join(kinds)}`",
+            topic=missing[0], hint=f"run `tape topics apply {' '.join(f'--kind {kind}' for kind in kinds)}`",
         )  # fmt: skip
 
 
