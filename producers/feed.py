@@ -67,9 +67,17 @@ class Feed:
             return log
 
     def renew(self, job: str, since: datetime, revived: datetime) -> Log:
-        """Return a new log of a job that is submitted again at `revived`: a death before that is not its end."""
+        """Return the log of a job that is submitted again at `revived`: a death before that is not its end.
+
+        Who waits for the job already goes on with the same log; one that is at its end gives way to a new one.
+        """
         with self._lock:
-            log = self._logs[job.encode()] = Log(job, since, revived=revived)
+            log = self._logs.get(job.encode())
+            if log is None or log.final is not None:
+                log = self._logs[job.encode()] = Log(job, since)
+            elif since < log.since:
+                log.since, log.covered = since, False
+            log.revived = revived
             return log
 
     def follow(self, log: Log) -> None:

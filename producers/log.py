@@ -20,8 +20,9 @@ LIMIT = 10_000
 class Log:
     """The events of one job that were seen so far, each once, in the order they came; thread-safe."""
 
-    def __init__(self, job: str, since: datetime, *, limit: int = LIMIT, revived: datetime | None = None) -> None:
-        self.job, self.since, self._revived = job, since, revived
+    def __init__(self, job: str, since: datetime, *, limit: int = LIMIT) -> None:
+        self.job, self.since = job, since
+        self.revived: datetime | None = None
         self.covered = False
         self.final: Event | None = None
         self.state: State | None = None
@@ -38,7 +39,7 @@ class Log:
         with self._changed:
             if event.id in self._seen or (self.final is not None and event.redrive <= self.final.redrive):
                 return
-            if event.type is EventType.DEAD and self._revived is not None and event.time < self._revived:
+            if event.type is EventType.DEAD and self.revived is not None and event.time < self.revived:
                 return
             self.final = None
             self._seen.add(event.id)

@@ -248,6 +248,13 @@ class TestKeys:
             kinds = [event.type for event in other.submit("inference", PARAMS, key="k").watch(timeout=5)]
         assert kinds == [EventType.QUEUED, EventType.SUCCEEDED]
 
+    def test_the_first_handle_of_a_key_goes_on(self, client: Client, ports: MemoryPorts) -> None:
+        first = client.submit("inference", PARAMS, key="k")
+        next(first.watch(timeout=5))
+        again = client.submit("inference", PARAMS, key="k")
+        ports.tell(end(first.id, text="one"))
+        assert first.result(timeout=5) == again.result(timeout=5)
+
     def test_a_dead_job_that_is_sent_again_is_waited_for_anew(self, client: Client, ports: MemoryPorts) -> None:
         job = client.submit("inference", PARAMS, key="k").id
         ports.tell(event(job, EventType.DEAD, at=datetime.now(UTC), outcome=outcome(job, Status.DEAD)))
