@@ -145,6 +145,8 @@ def show(shell: Shell, outcome: Outcome) -> int:
             row |= {"where": failure.place} if failure.place else {}
     shell.output.record(row)
     if outcome.status == "succeeded":
+        if outcome.artifacts:
+            shell.output.next(f"tape get {outcome.job} FOLDER")
         return Exit.OK
     shell.output.next(f"tape trace {outcome.job}")
     return Exit.JOB

@@ -238,3 +238,45 @@ class TestParse:
     def test_stdin(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"a": 1}')))
         assert parameters("-", []) == {"a": 1}
+
+
+class TestTrace:
+    @pytest.fixture
+    def spans(self, home: Path) -> list[dict[str, Any]]:
+        def span(name: str, id_: str, parent: str | None, start: int, end: int, **more: Any) -> dict[str, Any]:
+            return {
+                "name": name, "trace_id": "t1", "span_id": id_, "parent_id": parent, "start_ns": start * 1_000_000,
+                "end_ns": end * 1_000_000, "service": "client", "status": "unset", "attributes": {}, **more,
+            }  # fmt: skip
+
+        found = [
+            span("store.put", "c", "b", 60, 70, status="error"),
+            span("tape.submit", "a", None, 0, 10, attributes={"tape.job": "j1"}),
+            span("tape.run", "b", "a", 20, 100, service="worker"),
+            span("later", "d", "gone", 90, 3_000),
+            span("other", "x", None, 0, 1, trace_id="t2", attributes={"tape.job": "j2"}),
+        ]
+        folder = home / "traces"
+        folder.mkdir(parents=True)
+        half = len(found) // 2
+        for index, part in enumerate((found[:half], found[half:])):
+            lines = [json.dumps(entry) for entry in part]
+            (folder / f"s-{index}.jsonl").write_text("\n".join(lines) + '\n{"name": "cut sh')
+        return found
+
+    def test_the_tree_is_in_order(self, tape: Tape, spans: Any) -> None:
+        rows = tape("trace", "j1").rows
+        assert [(row["name"], row["depth"]) for row in rows] == [
+            ("tape.submit", 0),
+            ("tape.run", 1),
+            ("store.put", 2),
+            ("later", 0),
+        ]
+        assert (rows[1]["offset_ms"], rows[1]["duration_ms"]) == (20, 80)
+
+    def test_the_picture(self, tape: Tape, spans: Any) -> None:
+        lines = tape("trace", "j1", "--output", "table").out.splitlines()
+        assert "    store.put ✗" in lines[3]
+        assert "2.91 s" in lines[4]
+        assert lines[4].rstrip().endswith("━" * 30)
+        assert len({line.index("━") for line in lines[1:]}) >= 2

@@ -21,6 +21,8 @@ from schemas.errors import CODES, AuthError, TapeError, UnavailableError
 from schemas.event import Event, EventType
 from schemas.ids import uuid7
 from schemas.outcome import Failure, Outcome, Status
+from wire.blobs.directory import Directory
+from wire.blobs.manifest import publish
 
 ROOT = Path(__file__).parents[2]
 PARAMS = '{"model": "builtin:m", "prompt": "hi"}'
@@ -310,10 +312,32 @@ class TestOthers:
         path = tmp_path / "a.jsonl"
         path.write_text("{}\n")
         reference = tape("put", str(path), outside=None).rows[0]["reference"]
-        found = tape("get", reference, str(tmp_path / "b.jsonl"))
+        found = tape("get", reference, str(tmp_path / "b.jsonl"), outside=None)
         assert found.rows[0]["size"] == 3
         assert (tmp_path / "b.jsonl").read_text() == "{}\n"
-        assert tape("get", "blob:nothing", str(tmp_path / "c")).code == Exit.NOT_FOUND
+        assert tape("get", "blob:nothing", str(tmp_path / "c"), outside=None).code == Exit.NOT_FOUND
+
+    def test_artifacts_come_out(self, tape: Tape, home: Path, tmp_path: Path) -> None:
+        store = Directory(home / "store")
+        made = {
+            name: publish(store, {"a.txt": name.encode()}, job="j", kind="training", name=name) for name in ("x", "y")
+        }
+        outcome = Outcome(
+            job="j", kind="training", status=Status.SUCCEEDED, attempt=1, worker="w", finished_at=datetime.now(UTC),
+            artifacts=list(made.values()),
+        )  # fmt: skip
+        store.create("runs/j/outcome.json", outcome.model_dump_json().encode())
+        assert len(tape("get", "j", str(tmp_path / "all"), outside=None).rows) == 2
+        assert (tmp_path / "all" / "y" / "a.txt").read_text() == "y"
+        assert tape("get", "j/x", str(tmp_path / "one"), outside=None).rows[0]["sha256"] == made["x"].sha256
+        assert (tmp_path / "one" / "a.txt").read_text() == "x"
+        wicked = outcome.model_copy(update={"artifacts": [made["x"].model_copy(update={"name": "../out"})]})
+        store.create("runs/k/outcome.json", wicked.model_dump_json().encode())
+        assert "TAPE-6007" in tape("get", "k", str(tmp_path / "all"), outside=None).err
+        assert not (tmp_path / "out").exists()
+        missing = tape("get", "j/z", str(tmp_path / "two"), outside=None)
+        assert (missing.code, "its artifacts: x, y" in missing.err) == (Exit.NOT_FOUND, True)
+        assert tape("get", "unknown", str(tmp_path / "two"), outside=None).code == Exit.NOT_FOUND
 
     def test_every_code_is_listed(self, tape: Tape) -> None:
         assert {row["code"] for row in tape("errors").rows} == set(CODES)
@@ -355,45 +379,3 @@ class TestOthers:
         assert {row["way_out"] for row in found.rows} == {"tape schemas export"}
         assert tape("schemas", "export", str(docs)).code == Exit.OK
         assert tape("schemas", "check", str(docs)).code == Exit.OK
-
-
-class TestTrace:
-    @pytest.fixture
-    def spans(self, home: Path) -> list[dict[str, Any]]:
-        def span(name: str, id_: str, parent: str | None, start: int, end: int, **more: Any) -> dict[str, Any]:
-            return {
-                "name": name, "trace_id": "t1", "span_id": id_, "parent_id": parent, "start_ns": start * 1_000_000,
-                "end_ns": end * 1_000_000, "service": "client", "status": "unset", "attributes": {}, **more,
-            }  # fmt: skip
-
-        found = [
-            span("store.put", "c", "b", 60, 70, status="error"),
-            span("tape.submit", "a", None, 0, 10, attributes={"tape.job": "j1"}),
-            span("tape.run", "b", "a", 20, 100, service="worker"),
-            span("later", "d", "gone", 90, 3_000),
-            span("other", "x", None, 0, 1, trace_id="t2", attributes={"tape.job": "j2"}),
-        ]
-        folder = home / "traces"
-        folder.mkdir(parents=True)
-        half = len(found) // 2
-        for index, part in enumerate((found[:half], found[half:])):
-            lines = [json.dumps(entry) for entry in part]
-            (folder / f"s-{index}.jsonl").write_text("\n".join(lines) + '\n{"name": "cut sh')
-        return found
-
-    def test_the_tree_is_in_order(self, tape: Tape, spans: Any) -> None:
-        rows = tape("trace", "j1").rows
-        assert [(row["name"], row["depth"]) for row in rows] == [
-            ("tape.submit", 0),
-            ("tape.run", 1),
-            ("store.put", 2),
-            ("later", 0),
-        ]
-        assert (rows[1]["offset_ms"], rows[1]["duration_ms"]) == (20, 80)
-
-    def test_the_picture(self, tape: Tape, spans: Any) -> None:
-        lines = tape("trace", "j1", "--output", "table").out.splitlines()
-        assert "    store.put ✗" in lines[3]
-        assert "2.91 s" in lines[4]
-        assert lines[4].rstrip().endswith("━" * 30)
-        assert len({line.index("━") for line in lines[1:]}) >= 2
