@@ -8,7 +8,7 @@ with ShareAdmin("localhost:9092") as admin:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -127,6 +127,11 @@ class ShareAdmin:
             for part in topic.partitions:
                 _check(part.error_code, part.error_message, f"{group} {topic.topic_name}[{part.partition_index}]")
 
+    def coordinator(self, group: str) -> int:
+        """The id of the broker that coordinates the group."""
+        node: int = self._run(lambda channel: channel.coordinator(_ROLE, group))
+        return node
+
     def configure_group(self, group: str, configs: Mapping[str, str]) -> None:
         """Set group configs (share.auto.offset.reset, share.record.lock.duration.ms …); others stay as they are."""
         request = IncrementalAlterConfigsRequest
@@ -153,39 +158,43 @@ class ShareAdmin:
     ) -> None:
         self.close()
 
-    def _run(self, action: Callable[[Channel], Any]) -> Any:
+    def _run(self, action: Callable[[Channel], Awaitable[Any]]) -> Any:
+        """Run on the network thread; while no broker answers, try again until request_timeout."""
+
         async def go() -> Any:
-            if self._channel is None:
-                channel = Channel(self._net, self._config)
-                try:
-                    await channel.bootstrap()
-                except errors.ShareError:
-                    channel.close()
-                    raise
-                self._channel = channel
-            return await action(self._channel)
-
-        return self._net.run(go)
-
-    def _coordinated(self, group: str, request: Any, code: Callable[[Any], int]) -> Any:
-        """Send to the group's coordinator; while it moves or loads, look for it again until request_timeout."""
-
-        async def go(channel: Channel) -> Any:
             backoff = Backoff(self._config.backoff, self._config.backoff_max)
             deadline = time.monotonic() + self._config.request_timeout
             while True:
                 try:
-                    node = await channel.coordinator(_ROLE, group)
-                    response = await channel.send(_ROLE, node, request)
-                    if code(response) not in errors.COORDINATOR_MOVED:
-                        return response
-                    raise errors.from_code(code(response), place=f"coordinator of {group}")
+                    return await action(await self._connected())
                 except errors.UnavailableError:
                     if time.monotonic() >= deadline:
                         raise
                     await self._net.sleep(backoff.next())
 
-        return self._run(go)
+        return self._net.run(go)
+
+    async def _connected(self) -> Channel:
+        if self._channel is None:
+            channel = Channel(self._net, self._config)
+            try:
+                await channel.bootstrap()
+            except errors.ShareError:
+                channel.close()
+                raise
+            self._channel = channel
+        return self._channel
+
+    def _coordinated(self, group: str, request: Any, code: Callable[[Any], int]) -> Any:
+        """Send to the group's coordinator; while it moves or loads, it is looked for again."""
+
+        async def ask(channel: Channel) -> Any:
+            response = await channel.send(_ROLE, await channel.coordinator(_ROLE, group), request)
+            if code(response) in errors.COORDINATOR_MOVED:
+                raise errors.from_code(code(response), place=f"coordinator of {group}")
+            return response
+
+        return self._run(ask)
 
     def _partitions(self, topics: Sequence[str]) -> dict[str, int]:
         """How many partitions the topics that exist have."""
