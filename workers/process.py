@@ -37,7 +37,7 @@ TICK_S = 0.2
 
 
 class ChildRunner:
-    """Runs handlers in a child process that is started on the first job and stays warm.
+    """Runs handlers in a child process that is started ahead of the first job and stays warm.
 
     A segfault, an OOM kill or a hang costs the attempt, never the worker: the child is replaced.
     """
@@ -53,6 +53,11 @@ class ChildRunner:
     def pid(self) -> int | None:
         """The child's process id, while there is one."""
         return self._process.pid if self._process else None
+
+    def warm(self) -> None:
+        """Start the child now if there is none: a second of imports that the next job need not wait for."""
+        with suppress(OSError):  # the next job meets it again, and tells
+            self._ensure()
 
     def run(self, attempt: Attempt, report: Callable[[dict[str, Any]], None], stopped: Callable[[], bool]) -> Verdict:
         """Run the attempt in the child; kill it at the timeout, or when it ignores a cancellation."""

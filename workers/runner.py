@@ -29,6 +29,8 @@ _VERDICTS = (Succeeded, Failed, Cancelled)
 class Runner(Protocol):
     """Where a slot's jobs run."""
 
+    def warm(self) -> None: ...
+
     def run(
         self, attempt: Attempt, report: Callable[[dict[str, Any]], None], stopped: Callable[[], bool]
     ) -> Verdict: ...
@@ -41,6 +43,9 @@ class InlineRunner:
 
     def __init__(self, worker: str, cache: Path, open_store: Callable[[], Blobs]) -> None:
         self._worker, self._cache, self._open_store = worker, cache, open_store
+
+    def warm(self) -> None:
+        """Nothing to start."""
 
     def run(self, attempt: Attempt, report: Callable[[dict[str, Any]], None], stopped: Callable[[], bool]) -> Verdict:
         """Run the attempt here and return its verdict; a timeout is obeyed where the handler calls `check`."""

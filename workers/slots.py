@@ -67,7 +67,9 @@ class Pool:
     def _serve(self) -> None:
         runner = self._make()
         try:
+            runner.warm()
             while (record := self._queue.get()) is not None:
                 self._work(record, runner)
+                runner.warm()
         finally:
             runner.close()

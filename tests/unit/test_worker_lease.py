@@ -508,6 +508,8 @@ TestLoop.settings = hypothesis_settings(max_examples=60, stateful_step_count=40,
 class Echoes:
     """A runner that does nothing."""
 
+    def warm(self) -> None: ...
+
     def close(self) -> None: ...
 
 
