@@ -11,6 +11,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ T = TypeVar("T")
 
 RECEIVE_BYTES = 128 << 20
 """The largest answer taken from a broker; kafka-python's own default of 1 MB cuts large fetches off."""
+
+PAUSE_S = 0.05
 
 SHARE_KEYS = (76, 78, 79)
 """ShareGroupHeartbeat, ShareFetch, ShareAcknowledge: what a broker must speak to be our queue."""
@@ -220,13 +223,21 @@ class Link:
     def coordinator(self, key: str, kind: int = 0) -> int:
         """Return the node that coordinates a group (kind 0) or a share partition (kind 2).
 
-        Raises `UnavailableError` (TAPE-5001) while there is none yet: the internal topic is being made.
+        Waits while the internal topic behind it is being made. Raises `UnavailableError` (TAPE-5001), `AuthError`.
         """
-        answer = self.call(FindCoordinatorRequest(key=key, key_type=kind, coordinator_keys=[key]))
-        found = answer.coordinators[0] if answer.coordinators else answer
-        if found.error_code:
-            raise mapped(kafka_errors.for_code(found.error_code)(found.error_message), group=key)
-        return int(found.node_id)
+        return self.run(self._coordinator, key, kind)
+
+    async def _coordinator(self, key: str, kind: int) -> int:
+        until = time.monotonic() + self.timeout_s
+        while True:
+            answer = await self.ask(FindCoordinatorRequest(key=key, key_type=kind, coordinator_keys=[key]))
+            found = answer.coordinators[0] if answer.coordinators else answer
+            if not found.error_code:
+                return int(found.node_id)
+            error = kafka_errors.for_code(found.error_code)(found.error_message)
+            if not isinstance(error, kafka_errors.RetriableError) or time.monotonic() >= until:
+                raise mapped(error, group=key)
+            await self.net.sleep(PAUSE_S)
 
     def close(self) -> None:
         """Close the sockets and end the thread; may be called twice."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,7 +85,7 @@ class Settings(BaseModel):
             raise ValueError("is neither dir:PATH nor s3+http(s)://host:port/bucket")
         return value
 
-    @cached_property
+    @property
     def kafka_servers(self) -> list[str]:
         """The broker addresses, one by one."""
         return [part.strip() for part in self.kafka_url.split(",")]

@@ -84,7 +84,7 @@ def test_two_may_make_the_same_at_once(settings: Settings) -> None:
     def work(number: int) -> None:
         try:
             apply(plans[number])
-        except BaseException as error:  # noqa: BLE001 - shown below
+        except BaseException as error:
             errors.append(error)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]

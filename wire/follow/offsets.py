@@ -34,7 +34,7 @@ async def partitions(link: Link, topic: str) -> list[int]:
 
 async def ends(link: Link, topic: str, wanted: Sequence[int]) -> dict[int, int]:
     """Return the offset after the last committed record of each partition."""
-    return await _list(link, topic, dict.fromkeys(wanted, LATEST))
+    return await list_offsets(link, topic, dict.fromkeys(wanted, LATEST))
 
 
 async def starts(link: Link, topic: str, wanted: Sequence[int], since: Since) -> dict[int, int]:
@@ -42,21 +42,21 @@ async def starts(link: Link, topic: str, wanted: Sequence[int], since: Since) ->
     if since == "end":
         return await ends(link, topic, wanted)
     if isinstance(since, Mapping):
-        oldest = await _list(link, topic, {part: EARLIEST for part in wanted if part not in since})
+        oldest = await list_offsets(link, topic, {part: EARLIEST for part in wanted if part not in since})
         return {part: since[part] if part in since else oldest[part] for part in wanted}
     if since == "start":
-        return await _list(link, topic, dict.fromkeys(wanted, EARLIEST))
-    found = await _list(link, topic, dict.fromkeys(wanted, milliseconds(since)))
+        return await list_offsets(link, topic, dict.fromkeys(wanted, EARLIEST))
+    found = await list_offsets(link, topic, dict.fromkeys(wanted, milliseconds(since)))
     newer = [part for part, offset in found.items() if offset < 0]  # no record is that young
     return found | await ends(link, topic, newer)
 
 
-async def _list(link: Link, topic: str, moments: Mapping[int, int]) -> dict[int, int]:
+async def list_offsets(link: Link, topic: str, moments: Mapping[int, int]) -> dict[int, int]:
     found: dict[int, int] = {}
     until = time.monotonic() + link.timeout_s
     while len(found) < len(moments):
         trouble: Exception | None = None
-        for node, parts in _by_leader(link, topic, [part for part in moments if part not in found]).items():
+        for node, parts in by_leader(link, topic, [part for part in moments if part not in found]).items():
             try:
                 answer = await link.ask(_request(topic, {part: moments[part] for part in parts}), node)
             except kafka_errors.KafkaError as error:
@@ -76,7 +76,7 @@ async def _list(link: Link, topic: str, moments: Mapping[int, int]) -> dict[int,
     return found
 
 
-def _by_leader(link: Link, topic: str, parts: Sequence[int]) -> dict[int, list[int]]:
+def by_leader(link: Link, topic: str, parts: Sequence[int]) -> dict[int, list[int]]:
     found: dict[int, list[int]] = {}
     for part in parts:
         leader = link.manager.cluster.leader_for_partition(TopicPartition(topic, part))

@@ -23,6 +23,7 @@ from wire.publish.route import PAUSE_S, Route, identify, open_route
 
 REQUEST_S = 10.0
 REQUEST_BYTES = 1 << 20
+EXPIRY_S = 0.1
 NEVER = float("inf")
 
 _RENUMBER = (
@@ -58,8 +59,10 @@ class Sender:
         moved = self._sort()
         if now >= self._expiry:
             self._expire(now - self._delivery_s)
-            self._expiry = now + PAUSE_S
+            self._expiry = now + EXPIRY_S
         due = self._dispatch(now)
+        if self._active:
+            due = min(due, self._expiry)
         if moved or not self._inbox.sleep():
             # While records keep coming nobody has to wake the sender: an answer or this timer does.
             due = min(due, now + self._linger_s * (5 if self._busy else 1))
