@@ -1,6 +1,6 @@
 """How fast the share consumer is: acquire and accept, two on one partition, and the latency of an idle queue.
 
-    python benchmarks/share.py [--records 50000] [--json share.json]
+    python -m benchmarks.share [--records 50000] [--json share.json]
 
 Starts a native broker of its own in a temporary folder. The broker's CPU is on the same machine and counted.
 """
