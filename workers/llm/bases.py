@@ -33,6 +33,7 @@ PROBE = (
     "earlier, and said that it expects growth to continue through the end of the year."
 )
 SANE_PERPLEXITY = 40.0
+WEIGHTS = "model.safetensors"
 
 SPECIAL = ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 TEMPLATE = (
@@ -166,26 +167,18 @@ def _pretrain(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    blank = path / "blank"
-    GPT2LMHeadModel(config).save_pretrained(blank)
-    tokenizer.save_pretrained(blank)
-    rows = [Row("", text, str(line), line) for line, text in enumerate(texts, start=1)]
-    params = TrainParams(
-        method="full", steps=steps, batch_size=16, lr=3e-3, warmup=0.1, max_length=128, seed=seed, threads=threads
-    )
+    GPT2LMHeadModel(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
     if steps:
-        train(params, base=blank, rows=rows, out=path / "trained", progress=progress)
-    for member in ((path / "trained") if steps else blank).iterdir():
-        if member.suffix in {".safetensors", ".jinja"} or member.name in {
-            "config.json",
-            "generation_config.json",
-            "tokenizer.json",
-            "tokenizer_config.json",
-        }:
-            member.replace(path / member.name)
-    shutil.rmtree(blank)
-    shutil.rmtree(path / "trained", ignore_errors=True)
-    return {"name": path.name, "source": "from scratch", "seed": seed, "steps": steps}
+        rows = [Row("", text, str(line), line) for line, text in enumerate(texts, start=1)]
+        params = TrainParams(
+            method="full", steps=steps, batch_size=16, lr=3e-3, warmup=0.1, max_length=128, seed=seed, threads=threads
+        )
+        trained = path / "trained"
+        train(params, base=path, rows=rows, out=trained, progress=progress)
+        (trained / WEIGHTS).replace(path / WEIGHTS)
+        shutil.rmtree(trained)
+    return {"name": "tiny-gpt2", "source": "from scratch", "seed": seed, "steps": steps}
 
 
 def _bpe(texts: Sequence[str]) -> Any:

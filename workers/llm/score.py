@@ -214,8 +214,8 @@ def perplexity(
     """Measure how well a model foresees the rows' completions (of a `text` row: all of it), weighted by tokens.
 
     A row longer than the window is read in windows that advance by `stride` (half of one by default); every token is
-    scored once, with at least `max_length - stride` tokens before it where there are so many. Raises `JobError` TAPE-6005 once `should_stop` says
-    so, TAPE-6009 where the likelihood is not finite.
+    scored once, with at least `max_length - stride` tokens before it where there are so many.
+    Raises `JobError` TAPE-6005 once `should_stop` says so, TAPE-6009 where the likelihood is not finite.
     """
     window = min(max_length, model.context)
     stride = window // 2 if stride is None else stride
