@@ -1,4 +1,4 @@
-"""The child process of a slot: `python -m workers.child FD`, started and fed by `workers.process`.
+"""The child process of a slot: `python -m workers.child FD KIND ...`, started and fed by `workers.process`.
 
 It speaks JSON messages over an inherited socket (length-prefixed frames, never pickle), runs one job at a time in its
 main thread and stays warm between jobs, so a model that was loaded for one job is there for the next.
@@ -16,6 +16,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -38,13 +40,16 @@ PR_SET_PDEATHSIG = 1
 class Child:
     """Reads messages in one thread and runs jobs in the main one."""
 
-    def __init__(self, connection: Connection, settings: Settings) -> None:
+    def __init__(self, connection: Connection, settings: Settings, kinds: Sequence[str] = ()) -> None:
         self._connection = connection
         self._settings = settings
         self._jobs: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._cancelled = threading.Event()
         self._sending = threading.Lock()
         self._kinds: dict[str, Kind] = {}
+        for name in kinds:
+            with suppress(TapeError):  # its job will meet the error, and tell
+                self._kinds |= load([name])
 
     def serve(self) -> None:
         """Run jobs until the parent closes the socket."""
@@ -112,7 +117,7 @@ def main() -> None:
     os.dup2(2, 1)  # what a library prints is log, and is seen at once: the process may not live to flush it
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
-    child = Child(Connection(int(sys.argv[1])), settings)
+    child = Child(Connection(int(sys.argv[1])), settings, sys.argv[2:])
     try:
         child.serve()
     finally:

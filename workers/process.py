@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from multiprocessing.connection import Connection
@@ -42,8 +42,11 @@ class ChildRunner:
     A segfault, an OOM kill or a hang costs the attempt, never the worker: the child is replaced.
     """
 
-    def __init__(self, worker: str, settings: Settings, *, cancel_grace_s: float = 5.0) -> None:
+    def __init__(
+        self, worker: str, settings: Settings, *, kinds: Sequence[str] = (), cancel_grace_s: float = 5.0
+    ) -> None:
         self._worker, self._settings, self._grace_s = worker, settings, cancel_grace_s
+        self._kinds = tuple(kinds)
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._log: deque[str] = deque(maxlen=40)
@@ -130,7 +133,7 @@ class ChildRunner:
         with theirs, ExitStack() as undo:
             undo.callback(ours.close)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "workers.child", str(theirs.fileno())],
+                [sys.executable, "-m", "workers.child", str(theirs.fileno()), *self._kinds],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -149,7 +149,8 @@ class Worker:
     def _runner(self, light: bool) -> Runner:
         if light:
             return InlineRunner(self.id, self.settings.cache, self.store)
-        return ChildRunner(self.id, self.settings)
+        heavy = [kind.name for kind in self.kinds.values() if kind.isolation == "process"]
+        return ChildRunner(self.id, self.settings, kinds=heavy)
 
     def _open(self, consume: Consume, kind: str, lane: str) -> Consumer:
         topic, group = self._names.jobs(kind, lane), self._names.group(kind)
