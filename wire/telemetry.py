@@ -28,6 +28,18 @@ from schemas.errors import SetupError
 from wire.settings import Settings
 
 _PROPAGATOR = TraceContextTextMapPropagator()
+CLOSE_S = 3.0
+"""How long a process that ends waits for its last spans to be taken; a dead collector would hold it half a minute."""
+
+
+class _Provider(TracerProvider):
+    """A provider whose end is bounded."""
+
+    def shutdown(self) -> None:
+        """Send what is left, for `CLOSE_S` at most."""
+        last = threading.Thread(target=super().shutdown, name="last-spans", daemon=True)
+        last.start()
+        last.join(CLOSE_S)
 
 
 class FileExporter(SpanExporter):
@@ -74,7 +86,7 @@ def configure(settings: Settings, service: str, *, traces: bool = True) -> Trace
     _logs(settings)
     if not traces:
         return None
-    provider = TracerProvider(resource=Resource.create({"service.name": service}), shutdown_on_exit=False)
+    provider = _Provider(resource=Resource.create({"service.name": service}), shutdown_on_exit=False)
     provider.add_span_processor(
         BatchSpanProcessor(_exporter(settings, service), max_queue_size=4096, schedule_delay_millis=500)
     )
