@@ -13,12 +13,12 @@ from typing import Any
 from uuid import UUID
 
 from kafka.future import Future
-from kafka.net.manager import KafkaConnectionManager
 from kafka.protocol.metadata import CoordinatorType
 
 from . import errors, messages
 from .config import ShareConfig
 from .messages import TopicPartition
+from .transport import Connections
 
 _BOOTSTRAP_ROUND = 5000
 
@@ -98,7 +98,7 @@ class Channel:
 
     def __init__(self, net: Any, config: ShareConfig) -> None:
         self._config = config
-        self._manager = KafkaConnectionManager(net, **_manager_config(config))
+        self._manager = Connections(net, **_manager_config(config))
         self._manager.cluster.config["allow_auto_create_topics"] = False
         self._endpoints: dict[int, tuple[str, int]] = {}
 
@@ -108,7 +108,8 @@ class Channel:
         try:
             await self._manager.bootstrap_async(_BOOTSTRAP_ROUND)
         except Exception as exc:
-            raise errors.from_exception(exc, place=place) from exc
+            why = self._manager.last_failure
+            raise errors.from_exception(exc, place=f"{place} ({why})" if why is not None else place) from exc
         self.learn((node.node_id, node.host, node.port) for node in self._manager.cluster.brokers())
 
     def learn(self, endpoints: Iterable[tuple[int, str, int]]) -> None:

@@ -201,7 +201,14 @@ def from_exception(exc: BaseException, *, place: str = "") -> ShareError:
 
 
 _BY_CLASS: tuple[tuple[tuple[type[BaseException], ...], type[ShareError]], ...] = (
-    ((foreign.SaslAuthenticationFailedError, foreign.UnsupportedSaslMechanismError), AuthenticationError),
+    (
+        (
+            foreign.SaslAuthenticationFailedError,
+            foreign.UnsupportedSaslMechanismError,
+            foreign.IllegalSaslStateError,
+        ),
+        AuthenticationError,
+    ),
     ((foreign.AuthorizationError,), AuthorizationError),
     ((foreign.IncompatibleBrokerVersion, foreign.UnsupportedVersionError), UnsupportedError),
 )
