@@ -1,4 +1,4 @@
-"""Dramatiq on RabbitMQ: persistent messages, publisher confirms, acknowledged after the work; results in Redis or none."""
+"""Dramatiq on RabbitMQ: persistent messages, publisher confirms, late acknowledgement; results in Redis or none."""
 
 from __future__ import annotations
 

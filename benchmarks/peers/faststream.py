@@ -29,7 +29,9 @@ def produce(count: int, seconds: float, rate: float, first: int) -> float:
         client = KafkaBroker(body.KAFKA, acks="all", enable_idempotence=True)
         await client.start()
         try:
-            return await body.aenqueue(lambda params: client.publish(params, topic=body.RUN), count, seconds, rate, first)
+            return await body.aenqueue(
+                lambda params: client.publish(params, topic=body.RUN), count, seconds, rate, first
+            )
         finally:
             await client.stop()
 

@@ -13,7 +13,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from kafka import KafkaProducer
@@ -23,11 +26,11 @@ from schemas.event import Event, EventType
 from schemas.ids import uuid7
 from schemas.outcome import Outcome, Status
 from schemas.topics import Names
-from wire.publish import KafkaPublisher
+from wire.publish import KafkaPublisher, Sent
 from wire.settings import Settings
 from wire.share import AcquireMode, ShareConfig, ShareConsumer
 
-BATCH, WINDOW, EVERY_S = 500, 2_000, 0.02
+BATCH, WINDOW, EVERY_S, STALL_S = 500, 2_000, 0.02, 10.0
 Send = Callable[[bytes | None, Callable[[], None]], None]
 
 
@@ -68,13 +71,20 @@ def publisher(settings: Settings) -> tuple[Send, Callable[[], Any]]:
     topic, (value, headers) = Names(settings.prefix).events, event()
 
     def send(key: bytes | None, then: Callable[[], None]) -> None:
-        line.publish(topic, key=key, value=value, headers=headers).add_done_callback(lambda sent: (sent.result(), then()))
+        line.publish(topic, key=key, value=value, headers=headers).add_done_callback(partial(_settled, then))
 
     return send, line.close
 
 
-def _fail(error: BaseException) -> None:
-    print("not published:", error, file=sys.stderr, flush=True)
+def _settled(then: Callable[[], None], sent: Future[Sent]) -> None:
+    error = sent.exception()
+    if error is not None:
+        _fail(error)
+    then()
+
+
+def _fail(error: object) -> None:
+    print("the bare loop ended:", error, file=sys.stderr, flush=True)
     os._exit(1)
 
 
@@ -88,11 +98,11 @@ def main() -> None:
     came = threading.Event()
     config = ShareConfig(bootstrap_servers=settings.kafka_servers, mode=AcquireMode.BATCH)
     with (
-        open(os.environ["BENCH_LOG"], "ab", buffering=0) as log,
+        Path(os.environ["BENCH_LOG"]).open("ab", buffering=0) as log,
         ShareConsumer([names.jobs("noop", "bulk")], names.group("noop"), config, on_ready=came.set) as consumer,
     ):
-        taken = done = 0
-        told = 0.0
+        taken = done = written = 0
+        told, moved = 0.0, time.time()
 
         def settle(record: Any) -> None:
             confirmed.append(record)
@@ -103,12 +113,15 @@ def main() -> None:
             records = consumer.poll(room, 0.0) if room > 0 else []
             taken += len(records)
             for record in records:
-                send(record.key, lambda record=record: settle(record))
+                send(record.key, partial(settle, record))
             while confirmed:
                 consumer.acknowledge(confirmed.popleft())
                 done += 1
             if (now := time.time()) - told > EVERY_S or done == count:
-                told = now
+                if done == written and now - moved > STALL_S:
+                    _fail(f"stalled: {taken} taken, {done} confirmed, {consumer.outstanding} held")
+                moved = moved if done == written else now
+                told, written = now, done
                 log.write(b"%.6f %d\n" % (now, done))
             if not records:
                 came.wait(0.05)

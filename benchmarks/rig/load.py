@@ -11,13 +11,14 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 
 from benchmarks.peers.body import enqueue, pause, payload
 from producers import Client, Request
 from schemas.codec import Envelope, encode, request_type
 from schemas.ids import uuid7
 from schemas.topics import Names
-from wire.publish import KafkaPublisher
+from wire.publish import KafkaPublisher, Sent
 from wire.settings import Settings
 
 Way = Callable[[Settings, str, int, float, float, int], float]
@@ -44,20 +45,23 @@ def publisher(settings: Settings, kind: str, count: int, seconds: float, rate: f
     """The records themselves, as any upstream system would publish them; every one is confirmed at the end."""
     topic = Names(settings.prefix).jobs(kind, "bulk")
     line = KafkaPublisher(settings)
+
+    def send(number: int) -> Future[Sent]:
+        job, value = uuid7(), json.dumps({"params": payload(number, seconds)}).encode()
+        envelope = Envelope(
+            id=uuid7(), type=request_type(kind), source="/benchmark", data=value, subject=job,
+            time="2026-01-01T00:00:00+00:00",
+        )  # fmt: skip
+        return line.publish(topic, key=job.encode(), value=value, headers=encode(envelope))
+
     try:
-        line.publish(Names(settings.prefix).control, key=b"benchmark", value=None).result(30)  # connects
+        send(-1).result(30)  # connects and learns about the topic
         began = time.time()
         sent = []
         for index in range(count):
             if wait := pause(index, began, rate):
                 time.sleep(wait)
-            job = uuid7()
-            value = json.dumps({"params": payload(first + index, seconds)}).encode()
-            envelope = Envelope(
-                id=uuid7(), type=request_type(kind), source="/benchmark", data=value, subject=job,
-                time="2026-01-01T00:00:00+00:00",
-            )  # fmt: skip
-            sent.append(line.publish(topic, key=job.encode(), value=value, headers=encode(envelope)))
+            sent.append(send(first + index))
         for future in sent:
             future.result(60)
         return count / (time.time() - began)

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import version
@@ -24,6 +25,8 @@ class Meter:
             with suppress(psutil.Error):
                 self._roots.append(psutil.Process(pid))
         self._seen: dict[int, float] = {}
+        self._found: list[psutil.Process] = []
+        self._looked = 0.0
 
     def cpu(self) -> float:
         """Return the CPU seconds used so far."""
@@ -42,11 +45,14 @@ class Meter:
         return total >> 20
 
     def _tree(self) -> list[psutil.Process]:
-        found = list(self._roots)
-        for root in self._roots:
-            with suppress(psutil.Error):
-                found += root.children(recursive=True)
-        return found
+        # Looking for children reads every process of the machine: once a second is enough, and disturbs nobody.
+        if time.monotonic() - self._looked > 1.0:
+            self._looked = time.monotonic()
+            self._found = list(self._roots)
+            for root in self._roots:
+                with suppress(psutil.Error):
+                    self._found += root.children(recursive=True)
+        return self._found
 
 
 def describe() -> dict[str, Any]:

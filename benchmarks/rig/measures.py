@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -10,13 +11,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.rig.machine import Meter
-from benchmarks.rig.runs import SLOTS, BareRun, Drain, PeerRun, Run, System, TapeRun
+from benchmarks.rig.runs import BareRun, Drain, PeerRun, Run, System, TapeRun
 from benchmarks.rig.services import ONE, ROOT, MissingError, Services, environment
+from schemas.topics import Names, groups, topics
 from wire.process import alive, spawn, stop, tail, wait_until
+from wire.settings import Settings
+from wire.topics import ensure
 
 TAPE = System("tickertape", "Tickertape", ("kafka",), records=True, jobs=20_000)
 BARE = (
@@ -92,7 +97,7 @@ class Bench:
 
     def size(self, jobs: int) -> int:
         """Return how many jobs a repetition takes."""
-        return jobs // 3 if self.quick else jobs
+        return jobs // 2 if self.quick else jobs
 
 
 @dataclass(slots=True)
@@ -149,7 +154,7 @@ def noop(bench: Bench) -> dict[str, Row]:
     for _ in bench.rounds():
         for system in systems:
             with bench.open(system) as run:
-                tallies[system.key].add(lambda run=run, system=system: run.drain(bench.size(system.jobs)))
+                tallies[system.key].add(partial(run.drain, bench.size(system.jobs)))
     return {key: tally.row() for key, tally in tallies.items()}
 
 
@@ -160,7 +165,7 @@ def sleep(bench: Bench) -> dict[str, Row]:
     for _ in bench.rounds():
         for system in systems:
             with bench.open(system) as run:
-                tallies[system.key].add(lambda run=run: run.drain(bench.size(6_000), seconds=0.01))
+                tallies[system.key].add(partial(run.drain, bench.size(6_000), seconds=0.01))
     return {key: tally.row() for key, tally in tallies.items()}
 
 
@@ -180,7 +185,7 @@ def latency(bench: Bench) -> dict[str, Row]:
                         run.way = way
                     first = number * 100_000
                     run.fill(count, rate=50.0, first=first)
-                    wait_until(lambda run=run, first=first: _covers(run, first, count), deadline_s=10)
+                    wait_until(partial(_covers, run, first, count), deadline_s=10)
                     times = sorted((m.start - m.made) * 1000 for m in run.marks() if first <= m.number < first + count)
                     title = f"{system.title}{', ' if way else ''}{_WAYS.get(way, '')}"
                     if len(times) < count:
@@ -219,8 +224,6 @@ def memory(bench: Bench) -> dict[str, Row]:
     _topics(settings, tuple(kinds.split(",")))
     log = services.folder / "memory.log"
     command = [sys.executable, "-m", "workers", "--kinds", kinds, "--health-port", "0"]
-    import os
-
     process = spawn(command, log=log, env=os.environ | settings.environ() | {"PYTHONPATH": str(ROOT)}, tie=True)
     try:
         up = wait_until(lambda: "health on" in tail(log, 50), deadline_s=30, process=process)
@@ -236,10 +239,7 @@ def memory(bench: Bench) -> dict[str, Row]:
     return {"tickertape": {"title": f"python -m workers --kinds {kinds}", "rss_mb": rss, "torch": "torch" in maps}}
 
 
-def _topics(settings: Any, kinds: tuple[str, ...]) -> None:
-    from schemas.topics import Names, groups, topics
-    from wire.topics import ensure
-
+def _topics(settings: Settings, kinds: tuple[str, ...]) -> None:
     names = Names(settings.prefix)
     wanted = [topic for topic in topics(names, kinds) if topic.name != names.events]
     ensure(settings, wanted, groups(names, kinds))
@@ -258,8 +258,7 @@ def scale(bench: Bench) -> dict[str, Row]:
                 tally = tallies.setdefault(key, Tally(f"{_JOBS[kind]}, {workers} worker{'s' * (workers > 1)}"))
                 with ExitStack() as stack:
                     run = stack.enter_context(bench.open(TAPE, kind=kind, prefix=ONE))
-                    count = bench.size(jobs)
-                    tally.add(lambda run=run, count=count, workers=workers: run.drain(count, workers=workers))
+                    tally.add(partial(run.drain, bench.size(jobs), workers=workers))
                     by_worker = Counter(mark.pid for mark in run.marks())
                     shares.setdefault(key, []).append(round(min(by_worker.values()) / sum(by_worker.values()), 2))
     return {key: tally.row() | {"smaller_share": shares[key]} for key, tally in tallies.items()}
@@ -306,4 +305,3 @@ MEASURES: dict[str, Callable[[Bench], dict[str, Row]]] = {
     "scale": scale,
     "enqueue": enqueue,
 }
-assert SLOTS == 16

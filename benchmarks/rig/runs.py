@@ -18,12 +18,12 @@ from kafka import KafkaConsumer, TopicPartition
 from benchmarks.rig.machine import Meter
 from benchmarks.rig.services import ROOT, Services
 from schemas.topics import Names
-from wire.process import Process, alive, spawn, stop, tail
+from wire.process import Process, alive, spawn, stop, tail, wait_until
 
 SLOTS = 16
 LIMIT_S = 60.0
 """How long one run may take; what is not done by then is reported as not done."""
-SAMPLE_S = 0.2
+SAMPLE_S = 0.1
 SUCCEEDED = b"tape.event.succeeded.v1"
 
 
@@ -159,7 +159,7 @@ class Run:
         brokers = Meter(pid for name in self.system.needs for pid in self.services.pids(name))
         until = time.monotonic() + LIMIT_S
         while done < count and time.monotonic() < until:
-            time.sleep(0.05)
+            time.sleep(0.03)
             with suppress(FileNotFoundError), self.log.open("rb") as file:
                 file.seek(place)
                 lines = file.read()
@@ -300,6 +300,7 @@ class BareRun(TapeRun):
 
     def ended(self, drain: Drain) -> None:
         """The loop itself tells when it acknowledged."""
+        wait_until(lambda: not any(map(alive, self.workers)), deadline_s=self.grace_s)  # the last are acknowledged
         rows = [line.split() for line in self.log.read_text().splitlines()]
         drain.points = [(float(row[0]), int(row[1])) for row in rows]
         assert all(earlier <= later for earlier, later in pairwise(drain.points))

@@ -45,7 +45,7 @@ def environment(cache: Path) -> Path:
         print(f"installing the peers into {folder}", file=sys.stderr, flush=True)
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        pip = [folder / "bin" / "pip", "install", "-q", "--disable-pip-version-check", "-r", PINS]
+        pip = [str(folder / "bin" / "pip"), "install", "-q", "--disable-pip-version-check", "-r", str(PINS)]
         if subprocess.run(pip, check=False).returncode:
             raise MissingError(f"{PINS.name} could not be installed")
         (folder / "complete").touch()
