@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,9 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.kafka,
     pytest.mark.timeout(240),
+    # the producer and the admin of kafka-python leave the sockets of refused connections to the garbage collector
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 
 QUICK = {"broker.session.timeout.ms": "3000", "broker.heartbeat.interval.ms": "500"}
@@ -32,6 +37,14 @@ def _cache() -> Path:
     from wire.settings import Settings
 
     return Settings().cache
+
+
+@pytest.fixture(autouse=True)
+def refused_sockets_go(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Captured log records hold exceptions, those hold frames, those hold sockets: keep none, collect the rest."""
+    caplog.set_level(logging.CRITICAL + 1, "kafka")
+    yield
+    gc.collect()
 
 
 @pytest.fixture
