@@ -148,7 +148,7 @@ def likelihood(model: Model, prompt: str, label: str) -> float:
 
 def test_choices_are_the_models_likelihoods(model: Model) -> None:
     labels = ["good", "bad", "good for shareholders of Quillon"]
-    found = choices(model, PROMPTS, labels, batch_size=2, normalise=False)
+    found = choices(model, PROMPTS, labels, batch_size=2)
     for prompt, choice in zip(PROMPTS, found, strict=True):
         expected = {label: likelihood(model, prompt, label) for label in labels}
         if not prompt[-1].isspace():
@@ -161,7 +161,7 @@ def test_choices_are_the_models_likelihoods(model: Model) -> None:
 def test_normalised_choices_compare_likelihood_per_token(model: Model) -> None:
     labels = ["good", "in the first quarter"]
     lengths = {label: len(model.tokenizer.encode(" " + label, add_special_tokens=False)) for label in labels}
-    (found,) = choices(model, [PROMPTS[0]], labels)
+    (found,) = choices(model, [PROMPTS[0]], labels, normalise=True)
     expected = {label: likelihood(model, PROMPTS[0], label) / lengths[label] for label in labels}
     assert found.label == max(expected, key=lambda label: expected[label])
     ratio = math.log(found.shares[labels[0]] / found.shares[labels[1]])

@@ -111,15 +111,16 @@ def choices(
     prompts: Sequence[Prompt],
     labels: Sequence[str],
     *,
-    normalise: bool = True,
+    normalise: bool = False,
     batch_size: int = 16,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> list[Choice]:
     """Choose for every prompt the label that the model finds likeliest as its completion.
 
-    `normalise` divides a label's log-likelihood by its number of tokens, so that long labels are not at a
-    disadvantage. The prompt is read once, not once a label. Raises what `generate` raises.
+    The whole label counts, as it does for a model that was tuned to write it. `normalise` divides by the label's tokens
+    instead: it favours long words whose end follows from their beginning. The prompt is read once, not once a label.
+    Raises what `generate` raises.
     """
     if len(set(labels)) != len(labels) or len(labels) < 2 or not all(labels):
         raise InvalidError("give at least two labels, all different and none empty", field="labels")
