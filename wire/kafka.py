@@ -7,6 +7,7 @@ connection manager, so SASL, TLS, metadata and reconnects are that library's, an
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import ssl
 import struct
@@ -27,6 +28,9 @@ from wire.settings import Settings
 from wire.transport import REFUSED, EagerManager
 
 T = TypeVar("T")
+
+# What matters of the library's log reaches its callers as our errors; without this Python prints every retry.
+logging.getLogger("kafka").addHandler(logging.NullHandler())
 
 RECEIVE_BYTES = 128 << 20
 """The largest answer taken from a broker; kafka-python's own default of 1 MB cuts large fetches off."""

@@ -284,10 +284,10 @@ class NativeBroker:
                 return
             with tempfile.TemporaryDirectory(dir=runtime.archive.parent, prefix=".train-") as temporary:
                 trainer = NativeBroker(Path(temporary), self.cache)
-                archive = trainer.record(runtime, Path(temporary) / "classes.jsa")
+                archive = trainer._record(runtime, Path(temporary) / "classes.jsa")
                 shutil.move(archive, runtime.archive)
 
-    def record(self, runtime: Runtime, archive: Path) -> Path:
+    def _record(self, runtime: Runtime, archive: Path) -> Path:
         """Run the broker once and write the archive of its classes. Raises `SetupError` (TAPE-8004)."""
         cluster, nodes = self._layout()
         try:

@@ -74,7 +74,7 @@ def too_large(topic: str, size: int, limit: int) -> InvalidError:
         topic=topic,
         size=size,
         limit=limit,
-        hint="put the data in the store (`tape put FILE`) and send its URI instead",
+        hint="put the data in the store and send its URI instead",
     )
 
 
