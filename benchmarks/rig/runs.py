@@ -160,6 +160,7 @@ class Run:
         until = time.monotonic() + LIMIT_S
         while done < count and time.monotonic() < until:
             time.sleep(0.03)
+            living = any(alive(process) for process in self.workers)  # asked first: its last words are read below
             with suppress(FileNotFoundError), self.log.open("rb") as file:
                 file.seek(place)
                 lines = file.read()
@@ -169,8 +170,8 @@ class Run:
                 sampled = time.monotonic()
                 drain.samples.append((done, worker.cpu(), brokers.cpu()))
                 drain.rss_mb = max(drain.rss_mb, worker.rss())
-                if not any(alive(process) for process in self.workers):
-                    break
+            if not living:
+                break
         if done < count:
             drain.note = f"{done} of {count} done: {tail(self.output, 3)}"
         return drain
