@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import Future
-from pathlib import Path
 
 import pytest
 
@@ -20,25 +17,7 @@ from wire.publish import KafkaPublisher, Sent
 from wire.settings import Settings
 from wire.topics import ensure
 
-CACHE = Path(os.environ.get("TAPE_CACHE", "~/.cache/tickertape")).expanduser()
-
-pytestmark = [pytest.mark.slow, pytest.mark.kafka, pytest.mark.timeout(180), pytest.mark.usefixtures("jars")]
-
-
-@pytest.fixture
-def single(tmp_path: Path) -> Iterator[NativeBroker]:
-    native = NativeBroker(tmp_path, CACHE)
-    native.start(tie=True)
-    yield native
-    native.stop(grace_s=2)
-
-
-@pytest.fixture
-def three(tmp_path: Path) -> Iterator[NativeBroker]:
-    native = NativeBroker(tmp_path, CACHE, nodes=3)
-    native.start(tie=True)
-    yield native
-    native.stop(grace_s=2)
+pytestmark = [pytest.mark.slow, pytest.mark.kafka, pytest.mark.timeout(180)]
 
 
 def publish_through(
