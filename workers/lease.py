@@ -291,8 +291,9 @@ class LeaseLoop:
             if room <= 0:
                 break
             share = -(-room // (len(asking) - place))
-            room -= share
-            self._take(source, source.consumer.poll(share, 0.0))
+            records = source.consumer.poll(share, 0.0)
+            room -= len(records) + source.consumer.promised
+            self._take(source, records)
 
     def _room(self, pool: Pool, mine: Sequence[Source]) -> int:
         buffer = 0

@@ -108,7 +108,9 @@ class Worker:
         self._control = control or Cancellations(follow_control(settings, self._names.control))
         self._again = Again()
         self._pools: dict[bool, Pool] = {}
+        self._built = False
         self.loop = self._build(consume or self._share)
+        self._built = True
 
     def _build(self, consume: Consume) -> LeaseLoop:
         settler = Settler(
@@ -156,7 +158,11 @@ class Worker:
         topic, group = self._names.jobs(kind, lane), self._names.group(kind)
         light = self.kinds[kind].isolation == "thread"
         listener = _Losses(lambda places: self.loop.lost(places))
-        return consume(topic, group, light, lambda: self.loop.wake(), listener)
+        return consume(topic, group, light, self._ready_to_turn, listener)
+
+    def _ready_to_turn(self) -> None:
+        if self._built:  # the first consumers may call while the last are still being made
+            self.loop.wake()
 
     def _share(self, topic: str, group: str, light: bool, ready: Callable[[], None], listener: Listener) -> Consumer:
         security = connection(self.settings)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kafka import KafkaProducer
+from kafka import KafkaAdminClient, KafkaProducer
 
 from schemas.event import Event, EventType
 from schemas.outcome import Outcome
@@ -85,14 +85,22 @@ class Fleet:
     _producer: Any = None
 
     def __enter__(self) -> Fleet:
-        names = Names(self.settings.prefix)
-        ensure(
-            self.settings,
-            topics(names, KINDS, self.settings.partitions),
-            groups(names, KINDS, self.settings.lock_ms),
-        )
-        self.names = names
+        self.names = Names(self.settings.prefix)
+        self.prepare(*KINDS)
         return self
+
+    def prepare(self, *kinds: str) -> None:
+        """Make the topics and groups of these kinds."""
+        wanted = topics(self.names, kinds, self.settings.partitions)
+        ensure(self.settings, wanted, groups(self.names, kinds, self.settings.lock_ms))
+
+    def delete(self, topic: str) -> None:
+        """Delete a topic, as somebody might by mistake."""
+        admin = KafkaAdminClient(bootstrap_servers=self.settings.kafka_url)
+        try:
+            admin.delete_topics([topic])
+        finally:
+            admin.close()
 
     def __exit__(self, *_: object) -> None:
         for crew in self.crews:
