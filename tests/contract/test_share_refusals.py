@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from kafka.protocol.admin import CreateAclsRequest, UpdateFeaturesRequest
 from wire.broker import NativeBroker, Runtime
 from wire.broker.config import Security
 from wire.settings import Settings
-from wire.share import ShareConfig, ShareConsumer, ShareError
+from wire.share import Listener, ShareConfig, ShareConsumer, ShareError
 from wire.share.admin import ShareAdmin
 from wire.share.errors import AuthenticationError, AuthorizationError, UnavailableError, UnsupportedError
 
@@ -32,6 +34,47 @@ def guarded(jars: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     native = NativeBroker(tmp_path_factory.mktemp("guarded"), Settings().cache, security=security, extra=GUARDED)
     yield native.start(tie=True).url
     native.stop(grace_s=3)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate for the loopback address, and its key in front of it."""
+    folder = tmp_path_factory.mktemp("certificate")
+    key, pem = folder / "key.pem", folder / "ca.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command += ["-days", "2", "-subj", "/CN=broker", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(pem)], check=True, capture_output=True)
+    (folder / "keystore.pem").write_text(key.read_text() + pem.read_text())
+    return folder
+
+
+def test_tls_is_verified(jars: Runtime, certificate: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    security = Security("SSL", keystore=certificate / "keystore.pem")
+    native = NativeBroker(tmp_path_factory.mktemp("tls"), Settings().cache, security=security)
+    url = native.start(tie=True).url
+    try:
+        known = {"security_protocol": "SSL", "ssl_cafile": str(certificate / "ca.pem")}
+        with ShareConsumer(["jobs"], "g", ShareConfig(bootstrap_servers=url, security=known)) as consumer:
+            assert consumer.poll(1, 0.5) == []
+        with ShareAdmin(ShareConfig(bootstrap_servers=url, security=known)) as admin:
+            assert admin.coordinator("g") == 1
+        seen = troubles(ShareConfig(bootstrap_servers=url, security={"security_protocol": "SSL"}))
+        assert any("CERTIFICATE_VERIFY_FAILED" in str(error) for error in seen)
+    finally:
+        native.stop(grace_s=3)
+
+
+def troubles(settings: ShareConfig) -> list[ShareError]:
+    """What a consumer is told within six seconds."""
+    seen: list[ShareError] = []
+
+    class Log(Listener):
+        def on_error(self, error: ShareError) -> None:
+            seen.append(error)
+
+    with ShareConsumer(["jobs"], "g", settings, listener=Log()) as consumer:
+        consumer.poll(1, 6.0)
+    return seen
 
 
 def config(url: str, user: str, password: str | None = None) -> ShareConfig:
@@ -88,16 +131,7 @@ def test_right_credentials_are_let_in(guarded: str) -> None:
 
 
 def test_plain_talk_to_a_guarded_port_does_not_work(guarded: str) -> None:
-    seen: list[ShareError] = []
-
-    from wire.share import Listener
-
-    class Log(Listener):
-        def on_error(self, error: ShareError) -> None:
-            seen.append(error)
-
-    with ShareConsumer(["jobs"], "g", ShareConfig(bootstrap_servers=guarded), listener=Log()) as consumer:
-        consumer.poll(1, 6.0)
+    seen = troubles(ShareConfig(bootstrap_servers=guarded))
     assert any(isinstance(error, UnavailableError) for error in seen)
 
 

@@ -18,10 +18,13 @@ from wire.share.locks import GroupConfig, SharePartition
 TOPIC_ID = uuid.UUID(int=7)
 
 
-def records(values: list[bytes], base: int) -> bytes:
-    """One plain batch of records."""
+def records(values: list[bytes | None], base: int) -> bytes:
+    """One plain batch of records; None leaves a hole, as compaction does."""
     builder = MemoryRecordsBuilder(2, 0, 1 << 20)
     for value in values:
+        if value is None:
+            builder.skip(1)
+            continue
         builder.append(1_700_000_000_000, None, value, [])
     builder.close()
     data = bytearray(builder.buffer())
@@ -36,7 +39,7 @@ class FakeCluster:
         self.config = config or GroupConfig()
         self.now = 0.0
         self.leaders = {index: (index % nodes, 0) for index in range(partitions)}
-        self.logs: dict[int, list[bytes]] = {index: [] for index in range(partitions)}
+        self.logs: dict[int, list[bytes | None]] = {index: [] for index in range(partitions)}
         self.states = {index: SharePartition(self.config) for index in range(partitions)}
         self.sessions: dict[tuple[str, int], tuple[int, set[int]]] = {}
         self.epochs: dict[str, int] = {}
@@ -100,7 +103,7 @@ class FakeCluster:
         for index, batches in self._acks(request):
             parts[index] = self._part(index, node, ack=self._settle(node, index, request.member_id, batches))
         _, known = self.sessions[request.member_id, node]
-        left = request.max_records
+        left = request.max_records if request.share_acquire_mode else 1000
         for index in sorted(known):
             refused = self.due("partition") if not self._leads(index, node) or "partition" in self.fail else 0
             refused = refused or (0 if self._leads(index, node) else errors.NOT_LEADER_OR_FOLLOWER)

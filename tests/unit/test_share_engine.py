@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+import sharebroker
 from kafka.net.selector import NetworkSelector
 from sharebroker import FakeChannel, FakeCluster
 
@@ -347,6 +348,63 @@ def test_batch_mode_is_asked_for(bench: Bench) -> None:
     config = ShareConfig(bootstrap_servers="fake", mode=AcquireMode.BATCH, backoff=0.001)
     bench.gather(bench.consumer(config=config), 2)
     assert {r.share_acquire_mode for kind, r in bench.cluster.requests if kind == "fetch"} == {0}
+
+
+def test_gaps_are_acknowledged_though_nobody_asks_for_more(bench: Bench) -> None:
+    bench.cluster.logs[0] = [b"0", None, b"2"]
+    config = ShareConfig(bootstrap_servers="fake", mode=AcquireMode.BATCH, backoff=0.001)
+    consumer = bench.consumer(config=config)
+    first, second = bench.gather(consumer, 2)
+    assert (first.offset, second.offset) == (0, 2)
+    consumer.poll(0, 0.0)
+    bench.log.until(lambda: (1, 0, None) in bench.log.acks)
+    consumer.acknowledge(first)
+    consumer.acknowledge(second)
+    bench.log.until(lambda: bench.cluster.states[0].start == 3)
+
+
+def test_unreadable_records_are_told_and_left_to_their_lock(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(bench.cluster, 1)
+    whole = sharebroker.records
+    monkeypatch.setattr(sharebroker, "records", lambda values, base: whole(values, base)[:-1] + b"?")
+    consumer = bench.consumer()
+    assert consumer.poll(1, 0.2) == []
+    bench.log.until(lambda: bench.log.errors)
+    assert [type(error) for error in bench.log.errors] == [e.CorruptError]
+    assert bench.log.acks == []  # a release would come again at once, until the delivery limit gives it up
+    monkeypatch.setattr(sharebroker, "records", whole)
+    bench.cluster.now += 31.0
+    (record,) = bench.gather(consumer, 1)
+    assert record.delivery_count == 2
+
+
+def test_buffer_goes_with_its_session(bench: Bench) -> None:
+    fill(bench.cluster, 4)
+    config = ShareConfig(bootstrap_servers="fake", mode=AcquireMode.BATCH, backoff=0.001, ack_linger=0.0)
+    consumer = bench.consumer(config=config)
+    (first,) = bench.gather(consumer, 1)
+    assert consumer.outstanding == 4
+    assert consumer.promised == 3
+    bench.cluster.order("acknowledge", e.UnavailableError("cut"))
+    consumer.acknowledge(first)
+    bench.log.until(lambda: bench.log.lost)
+    assert {(r.offset, r.delivery_count) for r in bench.gather(consumer, 4)} == {(0, 2), (1, 2), (2, 2), (3, 2)}
+
+
+def test_session_without_partitions_ends(bench: Bench) -> None:
+    bench.cluster = FakeCluster(nodes=2)
+    fill(bench.cluster, 1)
+    consumer = bench.consumer()
+    for record in bench.gather(consumer, 1):
+        consumer.acknowledge(record)
+    consumer.flush(5)
+    bench.cluster.leaders[0] = (1, 5)
+    fill(bench.cluster, 1)
+    assert bench.gather(consumer, 1)
+    deadline = time.monotonic() + 5
+    while (consumer.member_id, 0) in bench.cluster.sessions and time.monotonic() < deadline:
+        consumer.poll(0, 0.0)
+    assert list(bench.cluster.sessions) == [(consumer.member_id, 1)]
 
 
 def test_hooks_that_fail_do_not_stop_it(bench: Bench) -> None:

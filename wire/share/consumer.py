@@ -72,7 +72,7 @@ class ShareConsumer:
             if self._mail.fatal is not None:
                 raise self._mail.fatal
             records = self._mail.take(max_records)
-            if self._mail.demand > self._engine.fetcher.asked:
+            if self._mail.unheard() or self._mail.demand > self._engine.fetcher.asked:
                 self._engine.ring()
             if records or timeout <= 0 or max_records <= 0 or not self._mail.wait(deadline):
                 return records if records or self._mail.fatal is None else self._raise_fatal()

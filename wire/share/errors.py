@@ -79,7 +79,7 @@ class CorruptError(ShareError):
     """A record batch cannot be read: bad checksum, unknown format or codec."""
 
     code = "SHARE-CORRUPT"
-    hint = "the records were released; the group's delivery limit ends the loop if they stay unreadable"
+    hint = "the records come again when their locks expire; install the codec that is missing, or look at the producer"
 
 
 class LeaseLostError(ShareError):

@@ -57,6 +57,7 @@ class Mailbox:
         self._failures: deque[tuple[OffsetRange, ShareError]] = deque(maxlen=_FAILURES_KEPT)
         self._urgent = False
         self._woken = False
+        self._unheard = False
 
     # ---- the owner's side
 
@@ -89,15 +90,18 @@ class Mailbox:
             again = self.leases.add(chunk.tip, chunk.node, chunk.topic, found.records)
             self._ready.extend((chunk.at, record) for record in found.records)
             if found.gaps:
+                self._unheard = True
                 self.leases.put(chunk.tip, chunk.node, chunk.topic, dict.fromkeys(found.gaps, GAP))
-            if found.corrupt:
-                release = dict.fromkeys(found.corrupt, int(AckType.RELEASE))
-                self.leases.put(chunk.tip, chunk.node, chunk.topic, release)
         if again:
             self._hook("on_lost", again, LeaseLostError("the lock expired and the record came again", again))
         if found.error is not None:
             self.report(found.error)
         return True
+
+    def unheard(self) -> bool:
+        """Acknowledgements were queued here that the network thread was not told of; asking is telling."""
+        unheard, self._unheard = self._unheard, False
+        return unheard
 
     def outstanding(self) -> int:
         """Records acquired and not yet settled, here or with the owner."""
