@@ -46,6 +46,7 @@ class FakeCluster:
         self.fail: dict[str, deque[Any]] = {}
         self.requests: list[tuple[str, Any]] = []
         self.exists = True
+        self.asked = self.most_asked = 0
         self.nodes = list(range(nodes))
 
     def order(self, kind: str, *errors_: Any) -> None:
@@ -249,9 +250,13 @@ class FakeChannel:
         queue = self.cluster.fail.get(kind)
         if queue and isinstance(queue[0], Exception):
             raise queue.popleft()
+        cluster, wanted = self.cluster, getattr(request, "max_records", 0) or 0
+        cluster.asked += wanted
+        cluster.most_asked = max(cluster.most_asked, cluster.asked)
         answer = getattr(self.cluster, kind)(node, request)
         if kind == "fetch" and not any(topic.partitions for topic in answer.responses):
             await self.net.sleep(0.002)
+        cluster.asked -= wanted
         return answer
 
     def drop(self, role: str, node: int) -> None:

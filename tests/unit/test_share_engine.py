@@ -263,6 +263,18 @@ def test_demand_is_never_exceeded(bench: Bench) -> None:
     assert len(held) == 4
 
 
+def test_fetches_in_flight_never_ask_for_more_than_is_wanted(bench: Bench) -> None:
+    bench.cluster = FakeCluster(nodes=3, partitions=3)
+    consumer = bench.consumer()
+    for _ in range(10):
+        assert consumer.poll(4, 0.02) == []
+    fill(bench.cluster, 9, 1)
+    for _ in range(3):
+        for record in bench.gather(consumer, 3):
+            consumer.acknowledge(record)
+    assert 3 <= bench.cluster.most_asked <= 4
+
+
 def test_stale_record_does_not_refuse_its_neighbours(bench: Bench) -> None:
     bench.cluster = FakeCluster(config=GroupConfig(lock_duration=10))
     fill(bench.cluster, 8)
