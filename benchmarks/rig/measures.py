@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rig.machine import Meter
+import psutil
+
 from benchmarks.rig.runs import BareRun, Drain, PeerRun, Run, System, TapeRun
 from benchmarks.rig.services import ONE, ROOT, MissingError, Services, environment
 from schemas.topics import Names, groups, topics
@@ -231,12 +232,15 @@ def memory(bench: Bench) -> dict[str, Row]:
         if not up or not alive(process):
             say(f"  the worker did not stay up: {tail(log, 3)}")
             return {}
+        worker = psutil.Process(process.pid)
+        rss = worker.memory_info().rss >> 20
+        children = [child.memory_info().rss >> 20 for child in worker.children(recursive=True)]
         maps = Path(f"/proc/{process.pid}/maps").read_text()
-        rss = Meter([process.pid]).rss()
     finally:
         stop(process)
-    say(f"  {rss} MB")
-    return {"tickertape": {"title": f"python -m workers --kinds {kinds}", "rss_mb": rss, "torch": "torch" in maps}}
+    say(f"  {rss} MB, warm children {children}")
+    row = {"title": f"python -m workers --kinds {kinds}", "rss_mb": rss, "children_mb": children}
+    return {"tickertape": row | {"torch": "torch" in maps}}
 
 
 def _topics(settings: Settings, kinds: tuple[str, ...]) -> None:

@@ -41,7 +41,10 @@ def targets(measures: Found) -> list[Found]:
             rows.append(_limit(f"{title}: start after, p50", row["p50_ms"], 4.0, "ms"))
             rows.append(_limit(f"{title}: start after, p99", row["p99_ms"], 20.0, "ms"))
     for row in measures.get("memory", {}).values():
-        rows.append(_limit("worker's memory before a model is loaded", row["rss_mb"], 80, "MB"))
+        children = " + ".join(map(str, row["children_mb"])) or "none"
+        rows.append(
+            _limit(f"worker's memory before a model is loaded (warm child: {children})", row["rss_mb"], 80, "MB")
+        )
         rows.append({"name": "torch in the worker's process", "told": "yes" if row["torch"] else "no", "target": "no",
                      "met": not row["torch"]})  # fmt: skip
     return rows
