@@ -107,8 +107,13 @@ class Fleet:
             if crew.process.poll() is None:
                 crew.process.kill()
             crew.process.wait()
+        self.hush()
+
+    def hush(self) -> None:
+        """Close the client: while a broker is down, kafka-python leaves the sockets of its tries unclosed."""
         if self._producer is not None:
             self._producer.close()
+            self._producer = None
 
     def start(self, *arguments: str, kinds: str = "trouble,light", wait: bool = True, **env: str) -> Crew:
         """Start one worker and wait until it is up."""

@@ -132,6 +132,7 @@ def test_a_broker_that_dies_and_comes_back_loses_nothing(jars: Runtime, tmp_path
                 fleet.work(f"job-{number}", 0.5, "light" if number % 3 == 0 else "trouble")
             fleet.work("long", 12.0)
             fleet.started("long", deadline_s=90)
+            fleet.hush()
             pid = broker.status().nodes[0].pid
             assert pid is not None
             kill(pid)

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from schemas.codec import Envelope, encode, request_type
 from schemas.control import Cancel
+from schemas.dead import DeadLetter
 from schemas.event import Event
 from schemas.model import Strict
 from schemas.outcome import Outcome, Succeeded, Verdict
@@ -200,6 +201,29 @@ def raw(value: bytes | None, headers: tuple[tuple[str, bytes | None], ...] = (),
     return Record(NAMES.jobs("say", "bulk"), 1, 9, key, value, headers, 0, 1)
 
 
+def raising(error: BaseException) -> Any:
+    def handler(*_: object) -> Succeeded:
+        raise error
+
+    return kind(handler)
+
+
+def dead(
+    bench: Bench, name: str = "say"
+) -> list[tuple[bytes | None, bytes | None, dict[str, bytes | None], DeadLetter]]:
+    """The dead letters: key, value, the original's headers, and the letter."""
+    found = []
+    for entry in bench.log.read(NAMES.dead(name), 0):
+        original = {key: value for key, value in entry.headers if not key.startswith("tape-dead-")}
+        flat = {key.removeprefix("tape-dead-"): value for key, value in entry.headers if key.startswith("tape-dead-")}
+        letter = DeadLetter.model_validate_json(flat["json"] or b"")
+        assert flat["code"] == letter.failure.code.encode()
+        assert flat["attempts"] == str(letter.attempts).encode()
+        assert flat["class"] == letter.failure.failure.value.encode()
+        found.append((entry.key, entry.value, original, letter))
+    return found
+
+
 def events(log: MemoryLog) -> list[Event]:
     """Every event in the log, checked against the contract."""
     found: list[Event] = []
@@ -227,5 +251,5 @@ def waiting(event: threading.Event, what: str) -> None:
     assert event.wait(20), f"{what} never came"
 
 
-__all__ = ["NAMES", "START", "Bench", "Clock", "Entry", "Say", "Steps", "Verdict", "consumer", "events", "kind",
-           "raw", "record", "request", "waiting"]  # fmt: skip
+__all__ = ["NAMES", "START", "Bench", "Clock", "Entry", "Say", "Steps", "Verdict", "consumer", "dead", "events", "kind",
+           "raising", "raw", "record", "request", "waiting"]  # fmt: skip
