@@ -124,7 +124,7 @@ def rate(right: int, n: int) -> Rate:
     share, z2 = right / n, Z95 * Z95
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return Rate(right, n, share, max(0.0, middle - half), min(1.0, middle + half))
+    return Rate(right, n, share, middle - half if right else 0.0, middle + half if right < n else 1.0)
 
 
 def exact_match(found: Sequence[Item]) -> Rate:
