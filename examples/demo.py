@@ -152,7 +152,9 @@ def _written(path: Path, rows: list[Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            asked: dict[str, Any] = {"prompt": row.prompt} if isinstance(row.prompt, str) else {"messages": list(row.prompt)}
+            asked: dict[str, Any] = (
+                {"prompt": row.prompt} if isinstance(row.prompt, str) else {"messages": list(row.prompt)}
+            )
             if "messages" in asked:
                 asked["messages"].append({"role": "assistant", "content": row.completion})
             else:

@@ -25,7 +25,7 @@ _LOG = structlog.get_logger("tickertape.lease")
 Place = tuple[str, int, int]
 TICK_S = 0.25
 """The longest the loop sleeps: heartbeats, renewals and health need it awake now and then."""
-ROTATE_S = 0.1
+ROTATE_S = 0.025
 """How long a source may wait in vain for a record while others wait for its slot."""
 HORIZON_S = 0.1
 """Light pools buffer what they settle in this time, so that slots never wait for a fetch."""
@@ -279,13 +279,12 @@ class LeaseLoop:
         waiting = [source for source in turn.sources if source.consumer.promised]
         if not waiting:
             turn.asked_at = self.beat
-        elif asking:  # Fewer free slots than sources: who waited in vain for a while gives its turn to the next.
-            self._pause = ROTATE_S
-            if self.beat - turn.asked_at >= ROTATE_S:
-                turn.skip(waiting)
-                turn.asked_at = self.beat
-                for source in waiting:
-                    self._take(source, source.consumer.poll(0, 0.0))
+        elif asking and self.beat - turn.asked_at >= ROTATE_S:
+            # Fewer free slots than sources: who waited in vain for a while gives its turn to the next.
+            turn.skip(waiting)
+            turn.asked_at = self.beat
+            for source in waiting:
+                self._take(source, source.consumer.poll(0, 0.0))
         room = self._room(pool, turn.sources)
         for place, source in enumerate(asking):
             if room <= 0:
@@ -294,6 +293,9 @@ class LeaseLoop:
             records = source.consumer.poll(share, 0.0)
             room -= len(records) + source.consumer.promised
             self._take(source, records)
+        promised = [source.consumer.promised > 0 for source in turn.sources]
+        if any(promised) and not all(promised):
+            self._pause = ROTATE_S
 
     def _room(self, pool: Pool, mine: Sequence[Source]) -> int:
         buffer = 0

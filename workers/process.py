@@ -28,6 +28,8 @@ from wire.settings import PREFIX, Settings
 from workers.attempt import Attempt
 from workers.runner import Scratch
 
+QUIET = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Idle OpenMP threads sleep: spinning ones make a training step many times slower beside any other load."""
 _VERDICT: TypeAdapter[Verdict] = TypeAdapter(Verdict)
 EXIT_S = 5.0
 """How long a child may take to end once its socket is closed."""
@@ -138,7 +140,7 @@ class ChildRunner:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                env=kept | self._settings.environ(),
+                env=QUIET | kept | self._settings.environ(),
                 start_new_session=True,
             )
             undo.pop_all()

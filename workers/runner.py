@@ -43,6 +43,7 @@ class InlineRunner:
 
     def __init__(self, worker: str, cache: Path, open_store: Callable[[], Blobs]) -> None:
         self._worker, self._cache, self._open_store = worker, cache, open_store
+        self._scratch = Path(tempfile.gettempdir())
 
     def warm(self) -> None:
         """Nothing to start."""
@@ -56,7 +57,7 @@ class InlineRunner:
             worker=self._worker,
             tenant=attempt.job.tenant,
             cache=self._cache,
-            scratch=Path(tempfile.gettempdir()),
+            scratch=self._scratch,
             open_store=self._open_store,
             report=report,
             stopped=stopped,

@@ -9,7 +9,7 @@ from worker_twin import NAMES, Clock, request
 
 from wire.share import AckType, Listener, MemoryLog, MemoryShareConsumer, Record, ShareError
 from wire.share.locks import GroupConfig
-from workers.lease import TICK_S, LeaseLoop, Source
+from workers.lease import LeaseLoop, Source
 
 LOCK_S = 30.0
 
@@ -112,7 +112,7 @@ class Rig:
 
     def until_started(self, turns: int = 60) -> Record:
         for _ in range(turns):
-            if started := self.turn(TICK_S):
+            if started := self.turn(self.loop._pause):
                 return started[0]
         raise AssertionError("nothing was started")
 
