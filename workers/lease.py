@@ -293,8 +293,8 @@ class LeaseLoop:
             records = source.consumer.poll(share, 0.0)
             room -= len(records) + source.consumer.promised
             self._take(source, records)
-        promised = [source.consumer.promised > 0 for source in turn.sources]
-        if any(promised) and not all(promised):
+        asked = [source.consumer.promised > 0 for source in turn.sources]
+        if any(asked) and not all(asked):
             self._pause = ROTATE_S
 
     def _room(self, pool: Pool, mine: Sequence[Source]) -> int:
