@@ -260,13 +260,11 @@ def _show(settings: Settings, store: Blobs, sample: Sample, outcomes: dict[str, 
     for line in curve(losses):
         OUT.print(f"  {line}", markup=False)
     _compare(sample, outcomes, before, after)
-    table = Table(
-        "artifact", "files", "bytes", "sha256 of its manifest", "where", title="artifacts", title_justify="left"
-    )
+    OUT.print("[bold]artifacts[/bold]")
     for outcome in outcomes.values():
         for made in outcome.artifacts:
-            table.add_row(made.name, str(made.files), f"{made.size:,}", made.sha256[:16] + "…", made.uri)
-    OUT.print(table)
+            OUT.print(f"  {made.name}: {made.files} files, {made.size:,} bytes", markup=False)
+            OUT.print(f"    {made.uri}\n    sha256 {made.sha256}", markup=False, soft_wrap=True)
     scored = _files(settings, store, outcomes["score a batch"]) / "predictions.jsonl"
     OUT.print("[bold]the batch, first lines[/bold]")
     for line in scored.read_text().splitlines()[:3]:

@@ -31,7 +31,7 @@ from schemas import codec
 from schemas.control import Cancel
 from schemas.errors import ConflictError, InvalidError, NotFoundError, TapeError, UnavailableError
 from schemas.event import Event
-from schemas.ids import uuid7
+from schemas.ids import checked, uuid7
 from schemas.job import PARAMS
 from schemas.model import Strict
 from schemas.outcome import Outcome
@@ -117,7 +117,11 @@ class Client:
         return JobHandle(self, self.feed.join(job, since or born(job)), stored=True)
 
     def cancel(self, job: str, reason: str = "cancelled on request") -> None:
-        """Tell every worker to stop a job; returns when that is confirmed. A job at its end stays as it is."""
+        """Tell every worker to stop a job; returns when that is confirmed. A job at its end stays as it is.
+
+        Raises `InvalidError` (TAPE-1004) for what can be no job's id.
+        """
+        checked(job, field="job")
         now = datetime.now(UTC)
         order = Cancel(job=job, reason=reason, time=now)
         headers = codec.encode(

@@ -35,9 +35,9 @@ class Log:
         self._listeners: list[Callable[[], None]] = []
 
     def add(self, event: Event) -> None:
-        """Take one event; a repeat, and anything after the end but a redrive, is dropped."""
+        """Take one event; a repeat, and anything after the end is dropped, unless a dead job lives again."""
         with self._changed:
-            if event.id in self._seen or (self.final is not None and event.redrive <= self.final.redrive):
+            if event.id in self._seen or (self.final is not None and not self._revives(event)):
                 return
             if event.type is EventType.DEAD and self.revived is not None and event.time < self.revived:
                 return
@@ -51,6 +51,9 @@ class Log:
             if STATE_OF[event.type] in FINAL:
                 self.final = event
             self._tell()
+
+    def _revives(self, event: Event) -> bool:
+        return self.state is State.DEAD and STATE_OF[event.type] is not None and follow(self.state, event) != self.state
 
     def fail(self, error: TapeError) -> None:
         """Tell every waiter that no more events can come."""

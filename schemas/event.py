@@ -26,7 +26,7 @@ class State(StrEnum):
 
 
 FINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED, State.DEAD})
-"""A job that reached one of these stays there; only a redrive makes a new life of a dead one."""
+"""A job that reached one of these stays there. Only a dead one may live again: redriven, or sent again, mended."""
 
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.RUNNING, State.POSTPONED, State.RETRYING}) | FINAL,
@@ -37,11 +37,12 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.FAILED: frozenset(),
     State.CANCELLED: frozenset(),
     State.EXPIRED: frozenset(),
-    State.DEAD: frozenset({State.QUEUED}),
+    State.DEAD: frozenset({State.QUEUED, State.RUNNING, State.RETRYING, State.POSTPONED}) | FINAL - {State.DEAD},
 }
 """What may follow what. `running → running` is another worker that took over a lost lease. Light jobs go from `queued`
-straight to their end: their one event tells when they started. `dead → queued` is a redrive, and its event says
-which; the submitter's own `queued` may come late and says 0."""
+straight to their end: their one event tells when they started. A dead letter is no outcome: a mended record under the
+same id runs, and what becomes of it counts. `dead → queued` is a redrive, and its event says which; the submitter's own
+`queued` may come late and says 0."""
 
 
 class EventType(StrEnum):
@@ -107,7 +108,7 @@ def follow(state: State | None, event: Event) -> State:
     target = STATE_OF[event.type]
     if target is None:
         return state or State.RUNNING
-    if state is State.DEAD and not event.redrive:
+    if state is State.DEAD and target is State.QUEUED and not event.redrive:
         return state  # the `queued` of a job that died at once may come after its end
     if state is None or target in TRANSITIONS[state]:
         return target

@@ -37,7 +37,8 @@ def watch(context: typer.Context, job: Job, since: Since = None, timeout: Timeou
     limit = duration(timeout, "--timeout").total_seconds() if timeout else None
     with shell.client() as client:
         handle = client.job(job, since=moment(since, "--since") if since else None)
-        _there(handle)
+        if handle.state() is None:
+            shell.output.note("no event tells of this job yet; waiting for one")
         last: Event | None = None
         for last in handle.watch(limit):
             shell.output.line(last.model_dump(mode="json", exclude_none=True), describe(last))
@@ -185,18 +186,14 @@ def _cancel(shell: Shell, handle: JobHandle, reason: str) -> None:
     from schemas.event import FINAL
 
     state = handle.state()
-    if state is None:
-        raise _missing(handle.id)
     if state in FINAL:
         shell.output.note(f"{handle.id} ended already: {state}")
     else:
+        if state is None:
+            shell.output.note(f"no event tells of {handle.id} yet; it is cancelled wherever it is")
         handle.cancel(reason)
-    shell.output.line({"job": handle.id, "state": state, "asked": state not in FINAL}, f"{handle.id}  was {state}")
-
-
-def _there(handle: JobHandle) -> None:
-    if handle.state() is None:
-        raise _missing(handle.id)
+    told = f"{handle.id}  was {state}" if state else f"{handle.id}  not seen yet"
+    shell.output.line({"job": handle.id, "state": state, "asked": state not in FINAL}, told)
 
 
 def _missing(job: str) -> NotFoundError:

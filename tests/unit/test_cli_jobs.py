@@ -156,9 +156,8 @@ class TestBadInput:
             (("submit", "inference", "--params", "@nowhere.json"), "TAPE-2003", 3, "nowhere.json"),
             (("submit", "training", "--set", "base=b", "--data", "nowhere.jsonl"), "TAPE-2003", 3, "nowhere.jsonl"),
             (("put", "nowhere"), "TAPE-2003", 3, "nowhere"),
-            (("watch", "0000"), "TAPE-2002", 3, "job=0000"),
+            (("watch", "0000", "--timeout", "0.1s"), "TAPE-7002", 7, "job=0000"),
             (("result", "0000"), "TAPE-2002", 3, "job=0000"),
-            (("cancel", "0000"), "TAPE-2002", 3, "job=0000"),
             (("trace", "0000"), "TAPE-2002", 3, "job=0000"),
             (("errors", "TAPE-0000"), "TAPE-1010", 2, "TAPE-0000"),
         ],
@@ -173,6 +172,13 @@ class TestBadInput:
         assert "Traceback" not in found.err
         assert found.out == ""
         assert ports.records == []
+
+    def test_a_job_nobody_told_of_is_cancelled_all_the_same(self, tape: Tape, ports: MemoryPorts) -> None:
+        found = tape("cancel", "job-1")
+        assert found.code == 0
+        assert "no event tells of job-1 yet" in found.err
+        (record,) = ports.of("tape.control")
+        assert record.key == b"job-1"
 
     def test_the_file_of_bad_json_is_named(self, tape: Tape, tmp_path: Path) -> None:
         path = tmp_path / "p.json"
@@ -302,7 +308,7 @@ class TestCancel:
         assert ports.of("tape.control") == []
 
     def test_some_of_them(self, tape: Tape) -> None:
-        found = tape("cancel", "0000", submitted(tape))
+        found = tape("cancel", "no/id", submitted(tape))
         assert found.code == Exit.PARTLY
         assert len(found.rows) == 1
 

@@ -72,3 +72,11 @@ def test_the_dockerfile_copies_what_is_there() -> None:
     assert copied
     for part in copied:
         assert (ROOT / part).exists(), part
+
+
+def test_what_is_kept_outlives_the_containers() -> None:
+    kafka, worker = SERVICES["kafka"], SERVICES["worker"]
+    assert kafka["volumes"] == [f"kafka:{kafka['environment']['KAFKA_LOG_DIRS']}"]
+    folder = worker["volumes"][0].partition(":")[2]
+    made = (ROOT / "deploy/docker/Dockerfile").read_text().partition("USER tape")[0]
+    assert re.search(rf"install -d -o tape .*{folder}", made), "Docker would make the folder root's"
