@@ -7,14 +7,16 @@ by the OpenTelemetry SDK.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 from opentelemetry import context as otel
@@ -78,6 +80,22 @@ def _row(span: ReadableSpan, service: str) -> dict[str, Any]:
     }
 
 
+class _Stderr(io.TextIOBase):
+    """Whatever is standard error now. That nobody reads the log, or that it is closed, must never harm a job."""
+
+    def write(self, text: str, /) -> int:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+
+_STDERR = _Stderr()
+
+
 def configure(settings: Settings, service: str, *, traces: bool = True) -> TracerProvider | None:
     """Set up this process's logs and, unless `traces` is false, its spans; call `shutdown` of what it returns at exit.
 
@@ -129,7 +147,7 @@ def _logs(settings: Settings) -> None:
             render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    XX
         cache_logger_on_first_use=True,
     )
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import io
 import json
 import logging
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -255,3 +257,16 @@ def test_a_dead_collector_takes_no_time_from_jobs(tmp_path: Path, caplog: pytest
     closed.start()
     closed.join(20)
     assert not closed.is_alive(), "the worker's end waited for a collector that is not there"
+
+
+def test_a_closed_standard_error_harms_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    telemetry.configure(Settings(home=tmp_path), "test", traces=False)
+    log = structlog.get_logger("test")
+    first, second = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", first)
+    log.warning("one")
+    first.close()
+    log.warning("lost, and nobody is harmed")
+    monkeypatch.setattr(sys, "stderr", second)
+    log.warning("two")
+    assert json.loads(second.getvalue())["event"] == "two"
