@@ -147,7 +147,7 @@ def _logs(settings: Settings) -> None:
             render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-    XX
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _STDERR)),
         cache_logger_on_first_use=True,
     )
 
