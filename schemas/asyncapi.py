@@ -69,6 +69,8 @@ def _carried(topic: str, names: Names) -> list[str]:
         return [f"event-{name}" for name in EventType]
     if topic == names.control:
         return ["cancel"]
+    if topic == names.letters:
+        return ["fate"]
     if topic in {names.dead(kind) for kind in PARAMS}:
         return ["deadletter"]
     return [f"request-{names.parse_jobs(topic)[0]}"]
@@ -103,6 +105,8 @@ def _operations(names: Names) -> dict[str, Any]:
         found[f"bury-{kind}"] = _operation("send", names.dead(kind), summary, names)
     told = "Every transition of every job, and its progress; the last event of a job holds the outcome."
     found["tell"] = _operation("send", names.events, told, names)
+    told = "What became of a dead letter, in one transaction with the redriven job; the audit trail."
+    found["decide"] = _operation("send", names.letters, told, names)
     found["obey"] = _operation("receive", names.control, "Cancellations, read by every worker.", names)
     return found
 
@@ -130,6 +134,12 @@ def _messages() -> dict[str, Any]:
         "The original record: its own key, value and headers, and why it is dead.",
         {"type": "object", "required": sorted(told), "properties": told},
         {"description": "the original value, whatever it was"},
+    )
+    found["fate"] = _message(
+        "What became of a dead letter.",
+        {"type": "object"},
+        {"$ref": "#/components/schemas/Fate"},
+        key="TOPIC/PARTITION/OFFSET of the letter",
     )
     found["cancel"] = _message(
         "Stop a job.", {"type": "object"}, {"$ref": "#/components/schemas/Cancel"}, key="the id of the job to stop"

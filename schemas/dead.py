@@ -1,14 +1,20 @@
-"""Dead letters: the original record untouched, and in headers why it is dead."""
+"""Dead letters: the original record untouched, in headers why it is dead; and the record of what became of it."""
 
 from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
 
 from pydantic import AwareDatetime, Field
 
 from schemas.model import Open
 from schemas.outcome import Failure
+from schemas.past import Past
 
 HEADER = "tape-dead-"
 """Prefix of the headers that carry a `DeadLetter`; the original's own headers stay as they were."""
+ORIGINAL = "tape-original"
+"""On a redriven record whose payload was mended: TOPIC/PARTITION/OFFSET of the dead letter that holds the original."""
 
 
 class DeadLetter(Open):
@@ -24,3 +30,79 @@ class DeadLetter(Open):
     worker: str
     time: AwareDatetime
     failure: Failure
+    past: Past | None = Field(default=None, description="the attempts: when, worker, class, code, text; bounded")
+    first_failed_at: AwareDatetime | None = None
+    last_failed_at: AwareDatetime | None = None
+    trace: str | None = Field(default=None, description="trace id of the last attempt")
+    tenant: str | None = None
+    model: str | None = Field(default=None, description="the model that the job asked for")
+    disposition: str | None = Field(default=None, description="the verdict on the failure: poison or outage")
+    replays: int = Field(default=0, ge=0, description="how often the job had come back from the dead letters")
+    gpu_seconds: float | None = Field(default=None, ge=0, description="what its attempts cost")
+
+
+class Place(NamedTuple):
+    """Where a dead letter lies; as text TOPIC/PARTITION/OFFSET, the key on the topic of fates."""
+
+    topic: str
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+    @classmethod
+    def parse(cls, text: str) -> Place | None:
+        """Return the place that a text names; None for any other text."""
+        topic, _, rest = text.partition("/")  # a topic's name holds no slash
+        partition, _, offset = rest.partition("/")
+        whole = all(part.isascii() and part.isdecimal() for part in (partition, offset))
+        return cls(topic, int(partition), int(offset)) if topic and whole else None
+
+
+class Became(StrEnum):
+    """What became of a dead letter. A restored one was discarded by mistake and waits again."""
+
+    REDRIVEN = "redriven"
+    DISCARDED = "discarded"
+    RESTORED = "restored"
+
+
+class Fate(Open):
+    """What became of one dead letter, by whom and why: a record of the compacted topic `letters` (ADR 3).
+
+    Its key is the letter's place. It is written in the same transaction as the redriven job.
+    """
+
+    schema_version: int = 1
+    became: Became
+    letter: str = Field(description="TOPIC/PARTITION/OFFSET of the dead letter")
+    job: str
+    kind: str
+    code: str | None = None
+    target: str | None = Field(default=None, description="the topic that the redriven job went to")
+    redrive: str | None = Field(default=None, description="the redrive that moved it")
+    replay: int = Field(default=0, ge=0, description="how often the job has come back from the dead letters now")
+    patched: bool = Field(default=False, description="whether the payload was mended on the way")
+    by: str = Field(description="user@host")
+    reason: str = ""
+    time: AwareDatetime
+
+
+def dead_headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
+    """Return the headers that tell why a record is dead; flat texts for tools, and the whole as JSON."""
+    flat = {
+        "job": letter.job,
+        "kind": letter.kind,
+        "topic": letter.topic,
+        "partition": str(letter.partition),
+        "offset": str(letter.offset),
+        "attempts": str(letter.attempts),
+        "worker": letter.worker,
+        "time": letter.time.isoformat(),
+        "class": letter.failure.failure.value,
+        "code": letter.failure.code,
+        "message": letter.failure.message,
+        "json": letter.model_dump_json(exclude_none=True),
+    }
+    return [(HEADER + name, text.encode()) for name, text in flat.items()]

@@ -68,10 +68,15 @@ CODES: dict[str, Code] = {
     "TAPE-1009": Code("the file is not a safe model directory", _I, "use a Hugging Face directory with safetensors"),
     "TAPE-1010": Code("a command-line argument is wrong", _I, "see the command's --help"),
     "TAPE-1011": Code("the schema change would break old messages", _I, "keep the field, or give it a default"),
+    "TAPE-1012": Code("the patch is wrong", _I, "give a JSON array of RFC 6902 operations"),
     "TAPE-2001": Code("the object is not in the store", _P, "check the URI; `tape result JOB` lists a job's artifacts"),
     "TAPE-2002": Code("no such job in the events looked at", _P, "check the id, or widen --since"),
     "TAPE-2003": Code("the file does not exist", _I, "check the path"),
     "TAPE-2004": Code("the topic does not exist", _D, "run `tape topics apply`", _CRIT),
+    "TAPE-2005": Code(
+        "no such dead letter", _P, "`tape dead ls` lists them; a letter is TOPIC/PARTITION/OFFSET or a job"
+    ),
+    "TAPE-2006": Code("no such redrive", _P, "`tape dead redrive ls` lists them"),
     "TAPE-3001": Code("the object exists already", _P, "it is created once; read it instead", _WARN),
     "TAPE-3002": Code("the object changed meanwhile", _T, "read it again and retry", _WARN),
     "TAPE-3003": Code("the port is in use", _I, "stop what listens there, or choose another port"),
@@ -79,6 +84,7 @@ CODES: dict[str, Code] = {
     "TAPE-3005": Code(
         "the idempotency key was used for another request", _I, "use a new key, or send the same request"
     ),
+    "TAPE-3007": Code("the redrive is not in a state for this", _I, "see `tape dead redrive status ID`"),
     "TAPE-4001": Code("the broker refused the credentials", _D, "check TAPE_KAFKA_USERNAME, _PASSWORD and _CA", _CRIT),
     "TAPE-4002": Code("the store refused the credentials", _D, "check TAPE_STORE_ACCESS_KEY and _SECRET_KEY", _CRIT),
     "TAPE-4003": Code("the operation is not allowed", _P, "ask for the missing permission", _CRIT),

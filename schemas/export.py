@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from schemas.artifact import Artifact, Manifest
 from schemas.control import Cancel
-from schemas.dead import DeadLetter
+from schemas.dead import DeadLetter, Fate
 from schemas.errors import NotFoundError
 from schemas.event import Event
 from schemas.job import PARAMS, Job
@@ -28,6 +28,7 @@ MESSAGES: dict[str, type[BaseModel]] = {
     "manifest": Manifest,
     "artifact": Artifact,
     "deadletter": DeadLetter,
+    "fate": Fate,
     "cancel": Cancel,
 }
 """Every message by the name of its schema file."""

@@ -58,6 +58,11 @@ class Names:
         """The compacted topic of cancellations."""
         return f"{self.prefix}control"
 
+    @property
+    def letters(self) -> str:
+        """The compacted topic of what became of each dead letter (ADR 3)."""
+        return f"{self.prefix}letters"
+
     def parse_jobs(self, topic: str) -> tuple[str, str]:
         """Return kind and lane of a job topic. Raises `InvalidError` (TAPE-2004) for any other topic."""
         head = f"{self.prefix}jobs."
@@ -81,6 +86,7 @@ def topics(names: Names, kinds: tuple[str, ...] = tuple(PARAMS), partitions: int
     ]
     wanted.append(Topic(names.events, partitions, {"retention.ms": str(WEEK_MS)}))
     wanted.append(Topic(names.control, 1, {"cleanup.policy": "compact"}))
+    wanted.append(Topic(names.letters, 1, {"cleanup.policy": "compact"}))
     return wanted
 
 
