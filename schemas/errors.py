@@ -84,6 +84,9 @@ CODES: dict[str, Code] = {
     "TAPE-3005": Code(
         "the idempotency key was used for another request", _I, "use a new key, or send the same request"
     ),
+    "TAPE-3006": Code(
+        "another holder of this transactional id took over", _T, "nothing to do if it is a newer one; else start again"
+    ),
     "TAPE-3007": Code("the redrive is not in a state for this", _I, "see `tape dead redrive status ID`"),
     "TAPE-4001": Code("the broker refused the credentials", _D, "check TAPE_KAFKA_USERNAME, _PASSWORD and _CA", _CRIT),
     "TAPE-4002": Code("the store refused the credentials", _D, "check TAPE_STORE_ACCESS_KEY and _SECRET_KEY", _CRIT),
