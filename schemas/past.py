@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from enum import StrEnum
 
 from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 
@@ -10,17 +11,26 @@ from schemas.errors import FailureClass
 from schemas.model import Open
 from schemas.outcome import Failure
 
-ATTEMPT, PAST, REPLAY = "tape-attempt", "tape-past", "tape-replay"
-"""Attempts spent, what they came to, and how often the job came back from the dead letters."""
+ATTEMPT, PAST, REPLAY, HINT = "tape-attempt", "tape-past", "tape-replay", "tape-hint"
+"""Attempts spent, what they came to, how often the job came back from the dead letters, and how to run it next."""
 DUE, TARGET = "tape-due", "tape-target"
 """On delay topics only: milliseconds of the epoch, and the job topic that follows."""
-OWN = frozenset({ATTEMPT, PAST, REPLAY, DUE, TARGET})
+OWN = frozenset({ATTEMPT, PAST, REPLAY, HINT, DUE, TARGET})
 KEPT = 10
 """Attempts whose story is kept: the first and the last ones."""
 TEXT = 400
 """Characters of an error text in the past; the whole is in the event of that attempt."""
 
 Header = tuple[str, bytes | None]
+
+
+class Hint(StrEnum):
+    """What the next attempt should do otherwise than the last; each is stronger than those before it."""
+
+    NONE = "none"
+    SMALLER = "smaller"
+    ELSEWHERE = "elsewhere"
+    ALONE = "alone"
 
 
 class Try(Open):
@@ -41,17 +51,31 @@ class Try(Open):
         told = {"failure": failure.failure, "code": failure.code, "message": failure.message[:TEXT]}
         return cls.model_validate(told | fields)
 
+    @property
+    def waited(self) -> bool:
+        """Whether the job only waited for a dependency."""
+        return self.failure is FailureClass.DEPENDENCY and not self.spent
+
 
 class Past(Open):
     """What is known of a job before this record: attempts spent, replays, and the tries themselves."""
 
     spent: int = Field(default=0, ge=0)
     replays: int = Field(default=0, ge=0)
+    hint: Hint = Hint.NONE
     tries: tuple[Try, ...] = ()
 
     def after(self, last: Try) -> Past:
-        """Return the past once `last` has ended too; the first try and the newest are kept."""
-        tries = (*self.tries, last)
+        """Return the past once `last` has ended too; the first try and the newest are kept.
+
+        An unbroken wait for a dependency is one try, from its first moment to its newest word: an outage must not push
+        the story of the real attempts out.
+        """
+        before = self.tries
+        if last.waited and before and before[-1].waited:
+            since = before[-1].started_at or before[-1].ended_at
+            last, before = last.model_copy(update={"started_at": since}), before[:-1]
+        tries = (*before, last)
         if len(tries) > KEPT:
             tries = (tries[0], *tries[-(KEPT - 1) :])
         return self.model_copy(update={"spent": self.spent + int(last.spent), "tries": tries})
@@ -69,7 +93,13 @@ def read(headers: Iterable[Header]) -> Past:
         tries = _TRIES.validate_json(found[PAST]) if PAST in found else ()
     except ValidationError:
         tries = ()
-    return Past(spent=_number(found.get(ATTEMPT)), replays=_number(found.get(REPLAY)), tries=tries)
+    hint = next((hint for hint in Hint if hint.value.encode() == found.get(HINT)), Hint.NONE)
+    return Past(
+        spent=_number(found.get(ATTEMPT)),
+        replays=_number(found.get(REPLAY)),
+        hint=hint,
+        tries=tries,
+    )
 
 
 def write(headers: Sequence[Header], past: Past) -> list[Header]:
@@ -80,6 +110,8 @@ def write(headers: Sequence[Header], past: Past) -> list[Header]:
         kept.append((PAST, _TRIES.dump_json(past.tries, exclude_none=True)))
     if past.replays:
         kept.append((REPLAY, str(past.replays).encode()))
+    if past.hint is not Hint.NONE:
+        kept.append((HINT, past.hint.value.encode()))
     return kept
 
 
