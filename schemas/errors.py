@@ -69,6 +69,9 @@ CODES: dict[str, Code] = {
     "TAPE-1010": Code("a command-line argument is wrong", _I, "see the command's --help"),
     "TAPE-1011": Code("the schema change would break old messages", _I, "keep the field, or give it a default"),
     "TAPE-1012": Code("the patch is wrong", _I, "give a JSON array of RFC 6902 operations"),
+    "TAPE-1013": Code(
+        "an endpoint refused the request", _P, "read what it answered, mend the request and submit again"
+    ),
     "TAPE-2001": Code("the object is not in the store", _P, "check the URI; `tape result JOB` lists a job's artifacts"),
     "TAPE-2002": Code("no such job in the events looked at", _P, "check the id, or widen --since"),
     "TAPE-2003": Code("the file does not exist", _I, "check the path"),
@@ -91,12 +94,17 @@ CODES: dict[str, Code] = {
     "TAPE-4001": Code("the broker refused the credentials", _D, "check TAPE_KAFKA_USERNAME, _PASSWORD and _CA", _CRIT),
     "TAPE-4002": Code("the store refused the credentials", _D, "check TAPE_STORE_ACCESS_KEY and _SECRET_KEY", _CRIT),
     "TAPE-4003": Code("the operation is not allowed", _P, "ask for the missing permission", _CRIT),
+    "TAPE-4004": Code("an endpoint refused the credentials", _D, "check the key of that endpoint", _CRIT),
     "TAPE-5001": Code("the broker does not answer", _D, "check TAPE_KAFKA_URL, or run `tape up`", _CRIT),
     "TAPE-5002": Code("the store does not answer", _D, "check TAPE_STORE_URL, or run `tape up`", _CRIT),
     "TAPE-5003": Code("the publish was not confirmed", _T, "retry; the publisher is idempotent", _CRIT),
     "TAPE-5004": Code("the publisher's buffer is full", _T, "slow down, or wait for earlier futures"),
     "TAPE-5005": Code("the broker's share groups are off or too old", _D, "use Apache Kafka 4.2 or newer", _CRIT),
     "TAPE-5006": Code("the store ignores conditional writes", _D, "use one that honours them, e.g. MinIO", _CRIT),
+    "TAPE-5007": Code("a dependency does not answer", _D, "look at the place's host; the job waits and spends nothing"),
+    "TAPE-5008": Code("a dependency asks to slow down", _D, "nothing; or raise the quota, or lower the rate", _WARN),
+    "TAPE-5009": Code("a dependency stayed away too long", _P, "mend it, then redrive the job"),
+    "TAPE-5010": Code("the breaker of a dependency is open", _D, "nothing; a probe tries again by itself", _WARN),
     "TAPE-6001": Code("the job failed", _T, "read the error text in the outcome"),
     "TAPE-6002": Code("the job's process died", _C, "read the last log lines; a suspect is re-run alone"),
     "TAPE-6003": Code("out of memory", _R, "use a smaller batch, or a bigger machine"),
@@ -110,8 +118,21 @@ CODES: dict[str, Code] = {
     "TAPE-6011": Code(
         "the result cannot be kept", _P, "return little and plain JSON; write the rest to files and keep an artifact"
     ),
+    "TAPE-6012": Code("the disk is full", _R, "free some space on the worker, or give it a bigger disk", _CRIT),
+    "TAPE-6013": Code(
+        "no more files or threads can be opened", _R, "raise the limits (`ulimit -n`, pids), or use fewer slots"
+    ),
+    "TAPE-6014": Code(
+        "the job's own code or input is wrong", _P, "read the traceback in the outcome, mend it and submit again"
+    ),
+    "TAPE-6015": Code("the accelerator's context broke", _C, "run it once with CUDA_LAUNCH_BLOCKING=1 to see where"),
+    "TAPE-6016": Code(
+        "the accelerator, its driver or a link is faulty", _R, "look at `nvidia-smi -q` and the kernel's log", _CRIT
+    ),
+    "TAPE-6017": Code("a disk or a mounted folder fails", _R, "look at the kernel's log of that worker", _CRIT),
     "TAPE-7001": Code("the job ran longer than timeout_s", _TO, "raise timeout_s, or make the job smaller"),
     "TAPE-7002": Code("waiting took longer than asked", _TO, "wait longer; the job goes on"),
+    "TAPE-7003": Code("a step took longer than its limit", _TO, "raise the limit, or make the step smaller"),
     "TAPE-8001": Code(
         "no JDK 17 or newer was found", _I, "install one, e.g. `apt-get install openjdk-17-jdk-headless`"
     ),
