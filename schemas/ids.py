@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import time
 import uuid
+from json.encoder import encode_basestring_ascii
 
 from schemas.errors import InvalidError
 
@@ -34,7 +34,8 @@ def job_id(tenant: str, key: str | None) -> str:
 def derived_id(*parts: str) -> str:
     """Return the one id that these parts always give, so that readers can drop a repeat."""
     # What uuid.uuid5 gives, in a third of its time: every event has such an id. JSON: no two lists of parts read alike.
-    digest = hashlib.sha1(JOBS.bytes + json.dumps(parts).encode(), usedforsecurity=False).digest()
+    listed = ", ".join(map(encode_basestring_ascii, parts))
+    digest = hashlib.sha1(JOBS.bytes + f"[{listed}]".encode(), usedforsecurity=False).digest()
     value = bytearray(digest[:16])
     value[6] = value[6] & 0x0F | 0x50
     value[8] = value[8] & 0x3F | 0x80

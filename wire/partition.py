@@ -26,7 +26,7 @@ def murmur2(data: bytes) -> int:
     whole = length & ~3
     for (k,) in struct.iter_unpack("<I", data[:whole]):
         k = (k * _M) & _MASK  # noqa: PLW2901 - the algorithm mixes each word in place
-        h = ((h * _M) & _MASK) ^ (((k ^ (k >> 24)) * _M) & _MASK)
+        h = (h * _M ^ (k ^ (k >> 24)) * _M) & _MASK
     rest = data[whole:]
     if rest:
         h = ((h ^ int.from_bytes(rest, "little")) * _M) & _MASK

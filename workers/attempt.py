@@ -13,7 +13,6 @@ from schemas.codec import Envelope, decode, parse, request_type
 from schemas.errors import InvalidError
 from schemas.ids import checked, derived_id
 from schemas.job import Job
-from schemas.topics import Names
 from workers.kinds import Kind
 
 
@@ -82,9 +81,8 @@ def _safe(raw: bytes) -> str | None:
         return None
 
 
-def read(record: Record, kind: Kind, names: Names, now: datetime) -> Attempt:
+def read(record: Record, kind: Kind, lane: str, now: datetime) -> Attempt:
     """Decode and validate a record. Raises `InvalidError` that names the header or field."""
-    _, lane = names.parse_jobs(record.topic)
     envelope = decode(record.value, record.headers)
     _check_type(envelope.type, kind.name)
     job = parse(Job, envelope.data)

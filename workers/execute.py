@@ -43,6 +43,7 @@ class Executor:
         give: Callable[[Record], None],
     ) -> None:
         self._kinds, self._names, self._settler = kinds, names, settler
+        self._topics = {names.jobs(kind, lane): (kind, lane.value) for kind in kinds for lane in Lane}
         self._now, self._cancelled, self._stopping = now, cancelled, stopping
         self._again, self._give = again, give
 
@@ -61,10 +62,12 @@ class Executor:
         """Decode the record; what cannot be read becomes a dead letter."""
         kind, lane = "unknown", Lane.BULK.value
         try:
-            kind, lane = self._names.parse_jobs(record.topic)
-            if kind not in self._kinds:
+            known = self._topics.get(record.topic)
+            if known is None:
+                kind, lane = self._names.parse_jobs(record.topic)
                 raise InvalidError(f"this worker has no kind {kind!r}", code="TAPE-1003", topic=record.topic)
-            return read(record, self._kinds[kind], self._names, self._now())
+            kind, lane = known
+            return read(record, self._kinds[kind], lane, self._now())
         except TapeError as error:
             self._settler.bury_raw(record, kind, lane, Failure.of(error))
         except Exception as error:

@@ -19,7 +19,7 @@ from wire.share import AckType, ShareError
 from wire.share import Record as ShareRecord
 from wire.share.errors import LeaseLostError
 from workers.attempt import Record
-from workers.slots import Pool
+from workers.slots import ADAPT_S, Pool
 
 _LOG = structlog.get_logger("tickertape.lease")
 Place = tuple[str, int, int]
@@ -197,6 +197,8 @@ class LeaseLoop:
         self._pause = TICK_S
         for pool in self._pools:
             self._acquire(pool)
+            if pool.adapt(self.beat):
+                self._pause = min(self._pause, ADAPT_S)
 
     @property
     def _full(self) -> bool:

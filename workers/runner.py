@@ -88,8 +88,9 @@ def call(kind: Kind, context: Context, params: Any) -> Verdict:
         trace.get_current_span().record_exception(error)
         verdict = Failed(failure=Failure.of(told, detail=traceback.format_exc()))
     seconds = time.monotonic() - started
-    usage: Usage = verdict.usage.model_copy(update={"seconds": seconds})
-    return verdict.model_copy(update={"usage": usage})  # type: ignore[no-any-return]
+    # Not `model_copy`: it costs a light job twice as much.
+    usage = Usage(**{**vars(verdict.usage), "seconds": seconds})
+    return type(verdict)(**{**vars(verdict), "usage": usage})  # type: ignore[no-any-return]
 
 
 def _plain(verdict: Succeeded) -> Succeeded:

@@ -29,6 +29,9 @@ class Slots:
         dropped, self.queue = list(self.queue), deque()
         return dropped
 
+    def adapt(self, _: float) -> bool:
+        return False
+
     def start(self) -> list[Record]:
         """Free slots take what waits; returns what they took."""
         taken = []

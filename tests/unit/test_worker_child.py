@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from worker_twin import NAMES, START, record
+from worker_twin import START, record
 
 from schemas.errors import FailureClass
 from schemas.outcome import Cancelled, Failed, Succeeded, Verdict
@@ -64,7 +64,7 @@ def runner(shared: ChildRunner) -> ChildRunner:
 
 def attempt(do: str = "work", *, timeout_s: float | None = None, **params: Any) -> Attempt:
     job = record(kind_name="trouble", params={"do": do, **params}, **({"timeout_s": timeout_s} if timeout_s else {}))
-    return read(job, load(["trouble"])["trouble"], NAMES, START)
+    return read(job, load(["trouble"])["trouble"], "bulk", START)
 
 
 def run(

@@ -103,6 +103,9 @@ class Inline:
     def give(self, record: Record) -> None:
         self.queue.append(record)
 
+    def adapt(self, _: float) -> bool:
+        return False
+
     def drop(self) -> list[Record]:
         return []
 

@@ -15,7 +15,7 @@ from worker_twin import NAMES, waiting
 from wire.share import AckType, Record
 from wire.share.errors import SessionLostError
 from workers.lease import WEIGHTS
-from workers.slots import Pool
+from workers.slots import ADAPT_S, Pool
 
 
 class Loop(RuleBasedStateMachine):
@@ -118,3 +118,78 @@ def test_what_no_slot_has_started_can_be_taken_back() -> None:
     assert not slots.stop(timeout=0.01), "a job that still runs was not waited for"
     free.set()
     assert slots.stop(timeout=20)
+
+
+class Cpu:
+    """A process whose use of a core is told by the test."""
+
+    def __init__(self) -> None:
+        self.spent = 0.0
+
+    def __call__(self) -> float:
+        return self.spent
+
+
+def crowd(size: int = 16) -> tuple[Pool, Callable[[float], bool]]:
+    cpu, now = Cpu(), [100.0]
+    slots = Pool(size, Echoes, lambda *_: None, name="test", light=True, cpu=cpu)  # type: ignore[arg-type]
+
+    def use(share: float) -> bool:
+        now[0] += ADAPT_S
+        cpu.spent += share * ADAPT_S
+        return slots.adapt(now[0])
+
+    use(0.0)
+    return slots, use
+
+
+def test_jobs_that_compute_are_run_by_few_slots_and_those_that_wait_by_all() -> None:
+    slots, use = crowd()
+    slots.give(some())
+    for room in (8, 4, 2, 2):
+        assert use(0.95), "a backlog is looked at again"
+        assert slots.room == room
+    use(0.7)
+    assert slots.room == 2, "neither idle nor full: left as it is"
+    for room in (4, 8, 16, 16):
+        use(0.3)
+        assert slots.room == room
+    for _ in range(5):
+        use(0.95)
+    use(1.9)
+    assert slots.room == 4, "jobs that compute outside the interpreter's lock on two cores"
+    slots.drop()
+    assert not use(0.1)
+    assert slots.room == 16, "an idle pool is ready for anything"
+
+
+def test_a_pool_of_one_slot_stays_so_and_a_heavy_pool_is_left_alone() -> None:
+    slots, use = crowd(1)
+    slots.give(some())
+    use(0.95)
+    assert slots.room == 1
+    heavy = Pool(4, Echoes, lambda *_: None, name="test", light=False, cpu=Cpu())  # type: ignore[arg-type]
+    assert not heavy.adapt(1.0)
+    assert heavy.room == 4
+
+
+def test_squeezed_slots_leave_their_work_to_others_and_come_back() -> None:
+    together, cpu = threading.Barrier(4), Cpu()
+    seen: list[int] = []
+
+    def work(record: Record, _: object) -> None:
+        together.wait(20)
+        seen.append(record.offset)
+
+    slots = Pool(4, Echoes, work, name="test", light=True, cpu=cpu)  # type: ignore[arg-type]
+    slots.adapt(1.0)
+    for offset in range(8):
+        slots.give(some(offset))
+    cpu.spent += 0.95 * ADAPT_S
+    slots.adapt(1.0 + ADAPT_S)
+    assert slots.room == 2
+    slots.start()
+    slots.adapt(1.0 + 2 * ADAPT_S)  # nothing moves, no CPU is used: the two wait for something, so four are let in
+    assert slots.room == 4
+    assert slots.stop(timeout=40)
+    assert sorted(seen) == list(range(8))
