@@ -1,9 +1,10 @@
-"""The pages of `docs/` that are made from the code: states and errors."""
+"""The pages of `docs/` that are made from the code: states, and errors with what foreign exceptions become."""
 
 from __future__ import annotations
 
 from schemas.errors import CODES
 from schemas.event import FINAL, STATE_OF, TRANSITIONS, EventType, State
+from schemas.foreign import FOREIGN
 
 _MEANING = {
     State.QUEUED: "published; no worker has it yet, or it was redriven",
@@ -94,6 +95,27 @@ def errors() -> str:
         for code in sorted(CODES):
             if code.startswith(f"TAPE-{digit}"):
                 entry = CODES[code]
-                cells = (code, entry.meaning, entry.failure, entry.severity, entry.hint)
-                lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+                lines.append(_row((code, entry.meaning, entry.failure, entry.severity, entry.hint)))
+    lines += [
+        "",
+        "## Foreign exceptions\n",
+        "What a job raises that is none of ours is looked up here, from the top; the first row that fits wins. A name",
+        "fits the class and what inherits from it; built-in classes have no package, `*` stands for anything. Where a",
+        "row gives way to the cause, that is what the exception was raised from, urllib3's and urllib's reason, or a",
+        "member of an exception group. A suspect device is one that the worker, not the job, has to answer for.",
+        "",
+        "| exception | when | code | class | severity | device | way out |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in FOREIGN:
+        flat = one.flat()
+        names = ("exception", "when", "code", "class", "severity", "device", "way_out")
+        told = {
+            name: f"`{flat[name]}`" if name in ("exception", "when") and flat[name] else flat[name] for name in names
+        }
+        lines.append(_row(tuple(told.values())))
     return _HEAD + "\n".join(lines) + "\n"
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

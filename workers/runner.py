@@ -13,11 +13,12 @@ from typing import Any, Protocol
 from opentelemetry import trace
 from pydantic_core import from_json, to_json
 
-from schemas.errors import InvalidError, JobError, TapeError
+from schemas.errors import JobError
 from schemas.outcome import Cancelled, Failed, Failure, Succeeded, Usage, Verdict
 from wire.blobs import Blobs
 from workers.attempt import Attempt
 from workers.context import CancelledByRequest, Context
+from workers.failures import classify
 from workers.kinds import Kind
 
 _TRACER = trace.get_tracer("tickertape.worker")
@@ -82,7 +83,7 @@ def call(kind: Kind, context: Context, params: Any) -> Verdict:
     except CancelledByRequest:
         verdict = Cancelled()
     except Exception as error:
-        told = foreign(error)
+        told = classify(error)
         if told.code == "TAPE-6005":
             return Cancelled(usage=Usage(seconds=time.monotonic() - started))
         trace.get_current_span().record_exception(error)
@@ -108,17 +109,6 @@ def _plain(verdict: Succeeded) -> Succeeded:
             f"the result has {size} bytes and at most {RESULT_LIMIT} are kept", code="TAPE-6011", field="result"
         )
     return verdict.model_copy(update={"result": plain})
-
-
-def foreign(error: Exception) -> TapeError:
-    """Return an error of our tree for whatever a handler raised."""
-    if isinstance(error, TapeError):
-        return error
-    if isinstance(error, MemoryError):
-        return JobError("the process ran out of memory", code="TAPE-6003")
-    if isinstance(error, FileNotFoundError):
-        return InvalidError(f"no such file: {error.filename}", code="TAPE-2003", file=error.filename)
-    return JobError(f"{type(error).__name__}: {error}", code="TAPE-6001")
 
 
 class Scratch:

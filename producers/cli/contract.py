@@ -62,13 +62,25 @@ def accept(context: typer.Context, docs: Docs = Path("docs")) -> None:
     shell.output.rows([{"file": str(path)} for path in record(docs)])
 
 
-def errors(context: typer.Context, code: Annotated[str | None, typer.Argument(help="One code.")] = None) -> None:
+Exceptions = Annotated[bool, typer.Option("--exceptions", help="What foreign exceptions become, first match first.")]
+
+
+def errors(
+    context: typer.Context,
+    code: Annotated[str | None, typer.Argument(help="One code.")] = None,
+    exceptions: Exceptions = False,
+) -> None:
     """List every error code: what it means, how it is classed, the way out."""
     shell: Shell = context.obj
     from schemas.errors import CODES, NotFoundError
+    from schemas.foreign import FOREIGN
 
     if code is not None and code not in CODES:
         raise NotFoundError(f"{code} is no error code", code="TAPE-1010", hint="`tape errors` lists them")
+    if exceptions:
+        rows = [row.flat() for row in FOREIGN if code in (None, row.code)]
+        shell.output.rows(rows, ("exception", "when", "code", "class", "device"))
+        return
     rows = [
         {
             "code": name,
@@ -80,4 +92,5 @@ def errors(context: typer.Context, code: Annotated[str | None, typer.Argument(he
         for name, entry in CODES.items()
         if code in (None, name)
     ]
-    shell.output.rows(rows, ("code", "meaning", "class", "way_out"))
+    shell.output.rows(rows, ("code", "meaning", "class", "severity", "way_out"))
+    shell.output.next(f"tape errors {code} --exceptions" if code else "tape errors --exceptions")

@@ -19,6 +19,7 @@ from producers.cli.exits import Exit
 from producers.memory import MemoryPorts
 from schemas.errors import CODES, AuthError, TapeError, UnavailableError
 from schemas.event import Event, EventType
+from schemas.foreign import FOREIGN
 from schemas.ids import uuid7
 from schemas.outcome import Failure, Outcome, Status
 from wire.blobs.directory import Directory
@@ -348,6 +349,8 @@ class TestOthers:
     def test_every_code_is_listed(self, tape: Tape) -> None:
         assert {row["code"] for row in tape("errors").rows} == set(CODES)
         assert len(tape("errors", "TAPE-5001").rows) == 1
+        assert tape("errors", "--exceptions").rows == [row.flat() for row in FOREIGN]
+        assert {row["code"] for row in tape("errors", "TAPE-6012", "--exceptions").rows} == {"TAPE-6012"}
 
     def test_settings_tell_where_they_come_from(self, tape: Tape, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from producers.cli.services import write_profile

@@ -169,7 +169,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(
 
 @pytest.mark.parametrize(
     ("raised", "code"),
-    [(RuntimeError("DefaultCPUAllocator: can't allocate memory"), "TAPE-6003"), (ValueError("odd"), "TAPE-6001")],
+    [(RuntimeError("DefaultCPUAllocator: can't allocate memory"), "TAPE-6003"), (ValueError("odd"), "TAPE-6014")],
 )
 def test_what_the_trainer_raises_is_mapped(
     blank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception, code: str

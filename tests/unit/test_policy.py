@@ -73,7 +73,7 @@ def test_memory_is_retried_smaller_then_elsewhere_then_buried() -> None:
 
 
 def test_a_full_disk_is_not_cured_by_a_smaller_batch() -> None:
-    found = asked(Past(), failed(FailureClass.RESOURCE, code="TAPE-8006"))
+    found = asked(Past(), failed(FailureClass.RESOURCE, code="TAPE-6012"))
     assert isinstance(found, Retry) and found.hint is Hint.ELSEWHERE
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from schemas import errors
 from schemas.codec import dump, parse
 from schemas.errors import CODES, InvalidError, JobError, TapeError
+from schemas.foreign import FOREIGN
 from schemas.outcome import TEXT_LIMIT, Failure
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +38,15 @@ def test_every_code_tells_its_meaning_and_a_way_out() -> None:
         assert not entry.hint.endswith("."), code
     meanings = [entry.meaning for entry in CODES.values()]
     assert len(set(meanings)) == len(meanings)
+
+
+def test_the_page_tells_every_code_and_every_foreign_exception_in_order() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8").splitlines()
+    assert [line.split(" | ")[0][2:] for line in page if line.startswith("| TAPE-")] == list(CODES)
+    told = [line.split(" | ") for line in page if line.startswith("| `")]
+    assert [(row[0][3:-1], row[2], row[3]) for row in told] == [
+        (row.exception, row.code, row.entry.failure.value) for row in FOREIGN
+    ]
 
 
 @pytest.mark.parametrize("kind", sorted(TREE, key=lambda kind: kind.__name__))

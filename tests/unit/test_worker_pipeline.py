@@ -250,7 +250,8 @@ def test_too_many_deliveries_make_a_dead_letter(fields: dict[str, int], limit: i
 
 
 RAISED: list[tuple[BaseException, str, FailureClass]] = [
-    (ValueError("odd"), "TAPE-6001", FailureClass.TRANSIENT),
+    (RuntimeError("odd"), "TAPE-6001", FailureClass.TRANSIENT),
+    (ValueError("odd"), "TAPE-6014", FailureClass.PERMANENT),
     (MemoryError(), "TAPE-6003", FailureClass.RESOURCE),
     (FileNotFoundError(2, "gone", "rows.csv"), "TAPE-2003", FailureClass.INVALID),
     (InvalidError("bad line", code="TAPE-1008", line=3), "TAPE-1008", FailureClass.INVALID),
@@ -258,8 +259,8 @@ RAISED: list[tuple[BaseException, str, FailureClass]] = [
     (JobError("slow", code="TAPE-7001"), "TAPE-7001", FailureClass.TIMEOUT),
     (UnavailableError("no judge"), "TAPE-5001", FailureClass.DEPENDENCY),
     (JobError("odd", code="TAPE-6001", failure=FailureClass.CRASHED), "TAPE-6001", FailureClass.CRASHED),
-    (ValueError("\udc80 is no text"), "TAPE-6001", FailureClass.TRANSIENT),
-    (ValueError("x" * 100_000), "TAPE-6001", FailureClass.TRANSIENT),
+    (ValueError("\udc80 is no text"), "TAPE-6014", FailureClass.PERMANENT),
+    (ValueError("x" * 100_000), "TAPE-6014", FailureClass.PERMANENT),
 ]
 
 

@@ -8,5 +8,4 @@ Importing this package imports no torch; `model`, `bases`, `train` and `generate
     train     full fine-tune or LoRA
     generate  batched text, and the choice between given answers
     score     perplexity, exact match, accuracy, paired comparison
-    faults    what torch raises, as our errors
 """

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from schemas.errors import InvalidError, JobError, NotFoundError, SetupError
-from workers.llm.faults import classify
+from workers.failures import classify
 
 if TYPE_CHECKING:
     import torch
@@ -215,7 +215,7 @@ def load(
         return _load(path, adapter, place(device), dtype, threads)
     except Exception as error:
         known = classify(error)
-        if known is error or known.code != "TAPE-6001":
+        if known is error or known.code not in ("TAPE-6001", "TAPE-6014"):
             raise known from error
         raise InvalidError(f"the model cannot be loaded: {error}", code="TAPE-1009", file=str(path)) from error
 

@@ -21,9 +21,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.errors import InvalidError, JobError
+from workers.failures import classify
 from workers.llm import model as models
 from workers.llm.data import IGNORED, Encoded, Row, encode
-from workers.llm.faults import classify
 
 Progress = Callable[[dict[str, Any]], None]
 METRICS, CONFIG = "metrics.jsonl", "train.json"
