@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = (
     "schemas", "wire", "wire/blobs", "wire/broker", "wire/follow", "wire/publish", "wire/share", "producers",
-    "producers/cli", "workers", "workers/handlers", "workers/llm",
+    "producers/cli", "producers/dead", "producers/redrive", "workers", "workers/handlers", "workers/llm",
 )  # fmt: skip
 
 

@@ -77,6 +77,7 @@ class Fate(Open):
     schema_version: int = 1
     became: Became
     letter: str = Field(description="TOPIC/PARTITION/OFFSET of the dead letter")
+    origin: str | None = Field(default=None, description="TOPIC/PARTITION/OFFSET of the record that died")
     job: str
     kind: str
     code: str | None = None

@@ -36,12 +36,14 @@ class Skip(StrEnum):
 
     REDRIVEN = "already redriven"
     DISCARDED = "discarded"
+    TWIN = "another letter tells of the same record"
     REPLAYS = "replayed too often"
     EXPIRED = "its deadline has passed"
     UNTOLD = "nothing tells its original topic"
     TOPIC = "the original topic is gone"
     PATCH = "the patch does not apply"
     MENDED = "the patched payload is not valid"
+    EMPTY = "the letter does not hold the record"
     GONE = "the letter is gone"
 
 
@@ -107,7 +109,11 @@ class Redrive(Open):
     canary: int = Field(default=0, ge=0)
     rate: float | None = Field(default=None, gt=0, description="jobs a second at most")
     halt_above: float = Field(default=20.0, ge=0, le=100, description="percent of the settled jobs that failed again")
+    canary_passed: bool = False
     started_at: AwareDatetime | None = None
+    counted_from: AwareDatetime | None = Field(
+        default=None, description="failures of jobs moved before then halt it no more: somebody looked, and resumed it"
+    )
     updated_at: AwareDatetime
     runner: str | None = Field(default=None, description="who moves letters now, or did last")
     moved: int = Field(default=0, ge=0)

@@ -11,6 +11,7 @@ from producers.cli import (
     broker,
     config,
     contract,
+    dead,
     doctor,
     files,
     housekeep,
@@ -25,7 +26,22 @@ from producers.cli import (
 from producers.cli.output import Format, Output
 from producers.cli.shell import Shell
 
-FAMILIES = (submit, jobs, trace, worker, services, doctor, files, broker, store, topics, housekeep, contract, config)
+FAMILIES = (
+    submit,
+    jobs,
+    dead,
+    trace,
+    worker,
+    services,
+    doctor,
+    files,
+    broker,
+    store,
+    topics,
+    housekeep,
+    contract,
+    config,
+)
 
 
 def build() -> typer.Typer:

@@ -1,0 +1,261 @@
+"""`tape dead ls|show|export|import|discard|audit`: dead letters, looked at and decided about."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter, deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from producers.cli import redrive
+from producers.cli.exits import Exit
+from producers.cli.parse import moment
+from producers.cli.shell import Shell
+from producers.cli.sieve import Chosen, desk, filtered, sure
+from schemas.errors import InvalidError, NotFoundError
+
+if TYPE_CHECKING:
+    from producers.dead import Letter
+    from producers.redrive.decide import Decided
+
+COLUMNS = ("job", "kind", "code", "class", "died", "tries", "replays", "tenant", "status", "problem")
+GROUPED = ("letters", "kinds", "tenants", "oldest", "newest", "example", "problem")
+GROUPS = ("code", "class", "kind", "tenant", "model", "status")
+TEXT = 90
+"""Characters of an error text in a table."""
+PAYLOAD = 3_000
+"""Characters of a payload that a person is shown; `export` gives all."""
+
+Reason = Annotated[str, typer.Option(help="Why; it is kept in the audit trail.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def add(app: typer.Typer) -> None:
+    """Add the commands."""
+    family = typer.Typer(help="Dead letters: look at them, send them back, discard them.")
+    family.command(name="ls")(filtered(listed))
+    family.command()(show)
+    family.command()(filtered(export))
+    family.command(name="import")(imported)
+    family.command()(filtered(discard))
+    family.command()(audit)
+    redrive.add(family)
+    app.add_typer(family, name="dead")
+
+
+def listed(
+    context: typer.Context,
+    chosen: Chosen,
+    by: Annotated[str | None, typer.Option(help="Group by code, class, kind, tenant, model or status.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also the redriven and discarded ones.")] = False,
+    status: Annotated[list[str] | None, typer.Option(help="waiting, redriven, discarded or twin.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The newest ones.")] = 50,
+) -> None:
+    """List the dead letters that wait for a decision, newest last."""
+    shell: Shell = context.obj
+    from producers.dead.filters import STATUSES
+
+    for name, value, known in (("--by", by, GROUPS), *(("--status", one, STATUSES) for one in status or ())):
+        if value is not None and value not in known:
+            raise InvalidError(
+                f"{value!r} is not known here", code="TAPE-1010", field=name, hint=f"use one of {', '.join(known)}"
+            )
+    counts: Counter[str] = Counter()
+    rows: deque[dict[str, Any]] = deque(maxlen=None if by else limit)
+    with desk(shell) as found:
+        for letter in found.select(chosen.filter, chosen.topics(found), ()):
+            counts[letter.status] += 1
+            if everything or letter.status in (status or ["waiting"]):
+                rows.append(letter.row() | ({"model": letter.model} if by == "model" else {}))
+    if by is not None:
+        groups = _grouped(rows, by)
+        shell.output.rows(groups, (by, *GROUPED))
+    else:
+        ordered = sorted(rows, key=lambda row: row["died"])
+        shell.output.rows([_short(row) for row in ordered] if shell.output.table else ordered, COLUMNS)
+    total = sum(counts[name] for name in (counts if everything else status or ["waiting"]))
+    told = ", ".join(f"{count:,} {name}" for name, count in counts.most_common()) or "no dead letters"
+    shell.output.note(told + (f"; the newest {limit} are shown, raise --limit" if not by and total > limit else ""))
+    if counts["waiting"]:
+        example = rows[-1]["job"] if rows else "JOB"
+        shell.output.next(*([] if by else ["tape dead ls --by code"]), f"tape dead show {example}")
+
+
+def show(
+    context: typer.Context,
+    letter: Annotated[str, typer.Argument(metavar="JOB|LETTER", help="A job's id, or TOPIC/PARTITION/OFFSET.")],
+    topic: Annotated[str | None, typer.Option(help="Any dead-letter topic, also another system's.")] = None,
+) -> None:
+    """Show everything about one dead letter: why, the attempts before, the payload, and what to do next."""
+    shell: Shell = context.obj
+    from producers.dead import export as exports
+    from producers.dead.view import people
+
+    with desk(shell) as found:
+        one = found.find(letter, [topic] if topic else None)
+    if shell.output.table:
+        shell.output.record(people(one, PAYLOAD))
+    else:
+        past = one.past.model_dump(mode="json", exclude_none=True)
+        fate = one.fate.model_dump(mode="json", exclude_none=True) if one.fate else None
+        shell.output.record({**one.row(), **exports.line(one), "model": one.model, "past": past, "fate": fate,
+                             "detail": one.origin.detail, "dialect": one.origin.dialect})  # fmt: skip
+    if one.status == "waiting":
+        shell.output.next(
+            f"tape dead redrive plan {one.job}", f"tape dead ls --code {one.origin.code}",
+            f"tape dead discard {one.job} --reason WHY",
+        )  # fmt: skip
+    elif one.fate is not None and one.fate.redrive:
+        shell.output.next(f"tape dead redrive status {one.fate.redrive}", f"tape watch {one.job}")
+    elif one.status == "discarded":
+        shell.output.next(f"tape dead discard {one.job} --undo --reason WHY")
+
+
+def export(
+    context: typer.Context,
+    chosen: Chosen,
+    file: Annotated[Path | None, typer.Option(help="Where to; default: stdout.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also the redriven and discarded ones.")] = False,
+) -> None:
+    """Write dead letters as JSON lines, every byte of them; mend the values there and `tape dead import` them."""
+    shell: Shell = context.obj
+    import json
+
+    from producers.dead import export as exports
+
+    count = 0
+    out = sys.stdout if file is None else file.open("w", encoding="utf-8")
+    try:
+        with desk(shell) as found:
+            statuses = () if everything else ("waiting",)
+            for letter in found.select(chosen.filter, chosen.topics(found), statuses):
+                out.write(json.dumps(exports.line(letter), ensure_ascii=False) + "\n")
+                count += 1
+        out.flush()
+    finally:
+        if file is not None:
+            out.close()
+    shell.output.note(f"{count:,} letters" + (f" in {file}" if file else ""))
+    if file is not None and count:
+        shell.output.next(f"tape dead import {file} --reason WHY")
+
+
+def imported(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="An export, its values mended or not.")],
+    reason: Reason,
+    yes: Yes = False,
+) -> int:
+    """Send the letters of an export back, with the values they have there; each goes once, however often you try."""
+    shell: Shell = context.obj
+    from producers.dead import export as exports
+    from producers.redrive.decide import resend
+    from schemas.topics import Names
+
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError as error:
+        raise NotFoundError(f"{file} cannot be read: {error.strerror}", code="TAPE-2003", file=str(file)) from error
+    letters = list(exports.parse(lines, Names(shell.settings.prefix), str(file)))
+    mended = sum(changed for _, changed in letters)
+    sure(shell, yes, f"send {len(letters):,} letters back, {mended:,} of them mended")
+    with desk(shell) as found:
+        decided = resend(found, letters, reason)
+    return _told(shell, decided, "sent back", {"mended": mended})
+
+
+def discard(
+    context: typer.Context,
+    chosen: Chosen,
+    reason: Reason,
+    undo: Annotated[bool, typer.Option("--undo", help="Let discarded ones wait again.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count them; change nothing.")] = False,
+    yes: Yes = False,
+) -> int:
+    """Decide that letters stay dead. Nothing is deleted: `ls --all` still has them, and `--undo` takes it back."""
+    shell: Shell = context.obj
+    from producers.redrive.decide import decide
+    from schemas.dead import Became
+
+    if not chosen.filter.told() and chosen.topic is None:
+        raise InvalidError(
+            "this would discard every dead letter there is", code="TAPE-1010",
+            hint="name jobs, or a filter such as --code TAPE-6003 or --older 30d",
+        )  # fmt: skip
+    with desk(shell) as found:
+        wanted = ("discarded",) if undo else ("waiting", "twin")
+        letters = list(found.select(chosen.filter, chosen.topics(found), wanted))
+        if not letters:
+            raise NotFoundError("no such letters", code="TAPE-2005", hint="tape dead ls --all")
+        verb = "restore" if undo else "discard"
+        if dry_run:
+            shell.output.record({f"would {verb}": len(letters), "codes": _codes(letters)})
+            return Exit.OK
+        sure(shell, yes, f"{verb} {len(letters):,} letters")
+        decided = decide(found, letters, Became.RESTORED if undo else Became.DISCARDED, reason)
+    return _told(shell, decided, f"{verb}ed" if not undo else "restored", {})
+
+
+def audit(
+    context: typer.Context,
+    since: Annotated[str | None, typer.Option(help="From then on: 1h, 2d or an ISO time.")] = None,
+    by: Annotated[str | None, typer.Option(help="Only what this person did; a part of user@host.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The newest ones.")] = 100,
+) -> None:
+    """List who decided what about which letter, when and why; newest last."""
+    shell: Shell = context.obj
+    start = moment(since, "--since") if since else None
+    with desk(shell) as found:
+        fates = [fate for name, fate in found.fates().items() if name == fate.letter]
+    taken = [
+        fate for fate in sorted(fates, key=lambda fate: fate.time)
+        if (start is None or fate.time >= start) and (by is None or by in fate.by)
+    ]  # fmt: skip
+    rows = [fate.model_dump(exclude={"schema_version"}) | {"became": fate.became.value} for fate in taken[-limit:]]
+    shell.output.rows(rows, ("time", "by", "became", "job", "kind", "code", "redrive", "reason", "letter"))
+    if len(taken) > limit:
+        shell.output.note(f"{len(taken) - limit:,} older decisions left out; raise --limit")
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    line = next(iter(row["message"].splitlines()), "")
+    return {
+        **row,
+        "tenant": row["tenant"] if row["tenant"] != "default" else "",
+        "status": row["status"] if row["status"] != "waiting" else "",
+        "replays": row["replays"] or "",
+        "problem": line if len(line) <= TEXT else line[: TEXT - 1] + "…",
+    }
+
+
+def _grouped(rows: deque[dict[str, Any]], by: str) -> list[dict[str, Any]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(str(row[by]), []).append(row)
+    found = []
+    for name, members in sorted(groups.items(), key=lambda item: -len(item[1])):
+        texts = Counter(_short(row)["problem"] for row in members)
+        found.append({
+            by: name,
+            "letters": len(members),
+            "kinds": ", ".join(sorted({row["kind"] for row in members})) if by != "kind" else None,
+            "tenants": len({row["tenant"] for row in members}) if by != "tenant" else None,
+            "oldest": min(row["died"] for row in members),
+            "newest": max(row["died"] for row in members),
+            "example": members[-1]["job"],
+            "problem": texts.most_common(1)[0][0],
+        })  # fmt: skip
+    return found
+
+
+def _codes(letters: list[Letter]) -> dict[str, int]:
+    return dict(Counter(letter.origin.code for letter in letters).most_common())
+
+
+def _told(shell: Shell, decided: Decided, verb: str, more: dict[str, Any]) -> int:
+    shell.output.record({verb: decided.done, **more, "left alone": decided.others})
+    if decided.done:
+        shell.output.next("tape dead audit --since 5m")
+    return Exit.PARTLY if decided.others and decided.done else Exit.INVALID if decided.others else Exit.OK

@@ -1,0 +1,196 @@
+"""Where a dead record came from and why it is dead: what its headers say, in every dialect that is known.
+
+Sources: Tickertape, `schemas.dead`; Spring for Apache Kafka, `KafkaHeaders` and `DeadLetterPublishingRecoverer`
+(numbers are big-endian binary; with retry topics the original headers are appended, so the first topic is the true one
+and the last place is this record's); Kafka Connect, `DeadLetterQueueReporter` (KIP-298); share groups,
+`ShareGroupDLQStateManager` (KIP-1191); Kafka Streams, `ExceptionHandlerUtils` (KIP-1034). The last three write text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from schemas.dead import HEADER, ORIGINAL, DeadLetter
+
+Headers = Sequence[tuple[str, bytes | None]]
+
+SPRING, CONNECT, SHARE, STREAMS = "kafka_dlt-", "__connect.errors.", "__dlq.errors.", "__streams.errors."
+FOREIGN = "foreign"
+"""The failure class of what other systems wrote, and the kind of what is no job of ours."""
+
+
+class Dialect(StrEnum):
+    """Who wrote the headers."""
+
+    TICKERTAPE = "tickertape"
+    SPRING = "spring"
+    CONNECT = "connect"
+    SHARE = "share-group"
+    STREAMS = "streams"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The record that died, and of what. `target` is where it must go to be tried again."""
+
+    dialect: Dialect
+    target: str | None = None
+    topic: str | None = None
+    partition: int | None = None
+    offset: int | None = None
+    failure: str = FOREIGN
+    code: str = "unknown"
+    message: str = ""
+    detail: str | None = None
+    attempts: int = 0
+    who: str = ""
+    time: datetime | None = None
+    letter: DeadLetter | None = None
+
+    @property
+    def place(self) -> str | None:
+        """TOPIC/PARTITION/OFFSET of the record that died, where all of it is told."""
+        if self.topic is None or self.partition is None or self.offset is None:
+            return None
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+
+def read(headers: Headers) -> Origin:
+    """Return what the headers of a dead letter tell; of what nobody can read, the dialect is unknown."""
+    for name, _ in reversed(headers):
+        for prefix, reader in _READERS.items():
+            if name.startswith(prefix):
+                return reader(headers)
+    return Origin(Dialect.UNKNOWN)
+
+
+def original(headers: Headers) -> list[tuple[str, bytes | None]]:
+    """Return the headers that the record had before it died: without those that tell of its death."""
+    kept = [header for header in headers if not header[0].startswith(tuple(_READERS))]
+    return [header for header in kept if header[0] != ORIGINAL]
+
+
+def _tickertape(headers: Headers) -> Origin:
+    found = _last(headers, HEADER)
+    try:
+        letter = DeadLetter.model_validate_json(found.get("json", b""))
+    except ValueError:
+        return _flat(found)
+    return Origin(
+        Dialect.TICKERTAPE, letter.topic, letter.topic, letter.partition, letter.offset,
+        failure=letter.failure.failure, code=letter.failure.code, message=letter.failure.message,
+        detail=letter.failure.detail, attempts=letter.attempts, who=letter.worker, time=letter.time, letter=letter,
+    )  # fmt: skip
+
+
+def _flat(found: dict[str, bytes]) -> Origin:
+    """The flat texts, for a letter whose JSON a newer or an older writer made unreadable."""
+    topic = _text(found, "topic") or None
+    return Origin(
+        Dialect.TICKERTAPE, topic, topic, _number(found.get("partition")), _number(found.get("offset")),
+        failure=_text(found, "class") or "unknown", code=_text(found, "code") or "unknown",
+        message=_text(found, "message"), attempts=_number(found.get("attempts")) or 0, who=_text(found, "worker"),
+        time=_moment(_text(found, "time")),
+    )  # fmt: skip
+
+
+def _spring(headers: Headers) -> Origin:
+    found = _last(headers, SPRING)
+    first = next((raw for name, raw in headers if name == f"{SPRING}original-topic" and raw), b"")
+    name = _text(found, "exception-cause-fqcn") or _text(found, "exception-fqcn")
+    stamp = _number(found.get("original-timestamp"))
+    return Origin(
+        Dialect.SPRING, first.decode("utf-8", "replace") or None, _text(found, "original-topic") or None,
+        _number(found.get("original-partition")), _number(found.get("original-offset")), code=_short(name),
+        message=_text(found, "exception-message"), detail=_text(found, "exception-stacktrace") or None,
+        who=_text(found, "original-consumer-group"), time=_since_epoch(stamp),
+    )  # fmt: skip
+
+
+def _connect(headers: Headers) -> Origin:
+    found = _last(headers, CONNECT)
+    topic, task = _text(found, "topic") or None, _text(found, "task.id")
+    stage = _text(found, "stage")
+    return Origin(
+        Dialect.CONNECT, topic, topic, _number(found.get("partition")), _number(found.get("offset")),
+        code=_short(_text(found, "exception.class.name")),
+        message=_text(found, "exception.message") or (f"failed at {stage}" if stage else ""),
+        detail=_text(found, "exception.stacktrace") or None,
+        who=_text(found, "connector.name") + (f"/{task}" if task else ""),
+    )  # fmt: skip
+
+
+def _share(headers: Headers) -> Origin:
+    found = _last(headers, SHARE)
+    topic = _text(found, "topic") or None
+    return Origin(
+        Dialect.SHARE, topic, topic, _number(found.get("partition")), _number(found.get("offset")),
+        code="rejected" if "reject" in _text(found, "message").lower() else "undelivered",
+        message=_text(found, "message"), attempts=_number(found.get("delivery.count")) or 0, who=_text(found, "group"),
+    )  # fmt: skip
+
+
+def _streams(headers: Headers) -> Origin:
+    found = _last(headers, STREAMS)
+    topic = _text(found, "topic") or None
+    return Origin(
+        Dialect.STREAMS, topic, topic, _number(found.get("partition")), _number(found.get("offset")),
+        code=_short(_text(found, "exception")), message=_text(found, "message"),
+        detail=_text(found, "stacktrace") or None,
+    )  # fmt: skip
+
+
+_READERS: dict[str, Callable[[Headers], Origin]] = {
+    HEADER: _tickertape,
+    SPRING: _spring,
+    CONNECT: _connect,
+    SHARE: _share,
+    STREAMS: _streams,
+}
+"""Who reads headers of which prefix; where a record died several times, the newest headers are the last."""
+
+
+def _last(headers: Headers, prefix: str) -> dict[str, bytes]:
+    return {name[len(prefix) :]: raw for name, raw in headers if raw is not None and name.startswith(prefix)}
+
+
+def _text(found: dict[str, bytes], name: str) -> str:
+    return found.get(name, b"").decode("utf-8", "replace")
+
+
+def _number(raw: bytes | None) -> int | None:
+    """Decimal text, or a big-endian int or long; four or eight digits are text, as a number they would be absurd."""
+    if not raw:
+        return None
+    if raw.isdigit() and len(raw) < 20:
+        return int(raw)
+    if len(raw) in {4, 8}:
+        found = int.from_bytes(raw, "big", signed=True)
+        return found if found >= 0 else None
+    return None
+
+
+def _short(name: str) -> str:
+    """The last part of a Java class's name: what people call it."""
+    return name.replace("$", ".").rpartition(".")[2] or "unknown"
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def _since_epoch(milliseconds: int | None) -> datetime | None:
+    if milliseconds is None:
+        return None
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except (OverflowError, ValueError, OSError):
+        return None
