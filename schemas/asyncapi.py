@@ -7,10 +7,12 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from schemas import codec, dead
+from schemas.delays import WHEELS
 from schemas.event import EventType
 from schemas.export import MESSAGES
 from schemas.job import PARAMS, Lane
-from schemas.topics import Names, Topic, topics
+from schemas.past import DUE, TARGET
+from schemas.topics import UNKNOWN, Names, Topic, topics
 
 BINDING = "0.5.0"
 """Version of the AsyncAPI Kafka binding."""
@@ -65,15 +67,11 @@ def _identity(topic: str, names: Names) -> str:
 
 def _carried(topic: str, names: Names) -> list[str]:
     """The names of the messages that a topic carries."""
-    if topic == names.events:
-        return [f"event-{name}" for name in EventType]
-    if topic == names.control:
-        return ["cancel"]
-    if topic == names.letters:
-        return ["fate"]
-    if topic in {names.dead(kind) for kind in PARAMS}:
-        return ["deadletter"]
-    return [f"request-{names.parse_jobs(topic)[0]}"]
+    carried = {names.events: [f"event-{name}" for name in EventType], names.letters: ["fate"]}
+    carried |= {names.control: ["cancel"], names.recurring: ["recurring", "fired"]}
+    carried |= {names.retry(delay): ["delayed"] for delay in WHEELS}
+    carried |= {names.dead(kind): ["deadletter"] for kind in (*PARAMS, UNKNOWN)}
+    return carried[topic] if topic in carried else [f"request-{names.parse_jobs(topic)[0]}"]
 
 
 def _channel(topic: Topic, names: Names) -> dict[str, Any]:
@@ -107,6 +105,13 @@ def _operations(names: Names) -> dict[str, Any]:
     found["tell"] = _operation("send", names.events, told, names)
     told = "What became of a dead letter, in one transaction with the redriven job; the audit trail."
     found["decide"] = _operation("send", names.letters, told, names)
+    summary = "A record that does not tell its kind, byte for byte, with the reason in its headers."
+    found["bury-unknown"] = _operation("send", names.dead(UNKNOWN), summary, names)
+    for delay in WHEELS:
+        told = f"The mover takes records that wait in {delay} and writes them to the next topic in one transaction."
+        group = {"kafka": {"groupId": {"type": "string", "const": names.mover}, "bindingVersion": BINDING}}
+        found[f"move-{delay}"] = _operation("receive", names.retry(delay), told, names) | {"bindings": group}
+    found["recur"] = _operation("receive", names.recurring, "The mover submits recurring jobs.", names)
     found["obey"] = _operation("receive", names.control, "Cancellations, read by every worker.", names)
     return found
 
@@ -129,10 +134,9 @@ def _messages() -> dict[str, Any]:
         found[f"event-{name}"] = _message(
             f"A job's event: {name}.", _headers(codec.event_type(name), **_SUBJECT), {"allOf": body}
         )
-    told = {dead.HEADER + name: {"type": "string", "description": what} for name, what in _DEAD.items()}
     found["deadletter"] = _message(
         "The original record: its own key, value and headers, and why it is dead.",
-        {"type": "object", "required": sorted(told), "properties": told},
+        _texts({dead.HEADER + name: what for name, what in _DEAD.items()}),
         {"description": "the original value, whatever it was"},
     )
     found["fate"] = _message(
@@ -141,10 +145,26 @@ def _messages() -> dict[str, Any]:
         {"$ref": "#/components/schemas/Fate"},
         key="TOPIC/PARTITION/OFFSET of the letter",
     )
+    waits = {DUE: "not before this moment, in milliseconds of the epoch", TARGET: "the job topic it goes to then"}
+    found["delayed"] = _message(
+        "A request that waits: its own key, value and headers, and until when.",
+        _texts(waits),
+        {"description": "the original value, whatever it was"},
+    )
+    template, fired = {"$ref": "#/components/schemas/Recurring"}, {"$ref": "#/components/schemas/Fired"}
+    anything = {"type": "object"}
+    found["recurring"] = _message("A job that is submitted again and again.", anything, template, key="its name")
+    found["fired"] = _message("The last moment for which it was submitted.", anything, fired, key="NAME/fired")
     found["cancel"] = _message(
         "Stop a job.", {"type": "object"}, {"$ref": "#/components/schemas/Cancel"}, key="the id of the job to stop"
     )
     return found
+
+
+def _texts(told: dict[str, str]) -> dict[str, Any]:
+    """Headers of which each must be there."""
+    properties = {name: {"type": "string", "description": what} for name, what in told.items()}
+    return {"type": "object", "required": sorted(told), "properties": properties}
 
 
 def _message(

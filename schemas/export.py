@@ -18,6 +18,7 @@ from schemas.errors import NotFoundError
 from schemas.event import Event
 from schemas.job import PARAMS, Job
 from schemas.outcome import Failure, Outcome
+from schemas.recur import Fired, Recurring
 
 MESSAGES: dict[str, type[BaseModel]] = {
     "job": Job,
@@ -30,6 +31,8 @@ MESSAGES: dict[str, type[BaseModel]] = {
     "deadletter": DeadLetter,
     "fate": Fate,
     "cancel": Cancel,
+    "recurring": Recurring,
+    "fired": Fired,
 }
 """Every message by the name of its schema file."""
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from schemas.delays import PARTITIONS, WHEELS
 from schemas.errors import InvalidError
 from schemas.job import PARAMS, Lane
 
 WEEK_MS = 7 * 24 * 3600 * 1000
 MESSAGE_LIMIT = 1_048_576
-"""Bytes of the largest record a job topic takes; larger inputs go through the store."""
+"""Bytes of the largest request; larger inputs go through the store."""
+PAST_ROOM = 64 << 10
+"""Bytes that job and delay topics take beyond that, so that the largest request can be tried again with its past."""
+
+UNKNOWN = "unknown"
+"""In place of a kind: the dead letters of records that do not tell theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,10 @@ class Names:
         """Return the topic that holds the requests of a kind and lane."""
         return f"{self.prefix}jobs.{kind}.{lane}"
 
+    def retry(self, delay: str) -> str:
+        """Return the topic of a delay, one of `schemas.delays.WHEELS`."""
+        return f"{self.prefix}retry.{delay}"
+
     def dead(self, kind: str) -> str:
         """Return the topic of a kind's dead letters."""
         return f"{self.prefix}dead.{kind}"
@@ -63,6 +73,16 @@ class Names:
         """The compacted topic of what became of each dead letter (ADR 3)."""
         return f"{self.prefix}letters"
 
+    @property
+    def recurring(self) -> str:
+        """The compacted topic of recurring jobs and of what each has fired last."""
+        return f"{self.prefix}recurring"
+
+    @property
+    def mover(self) -> str:
+        """The classic consumer group that moves delayed records on and fires recurring jobs."""
+        return f"{self.prefix}mover"
+
     def parse_jobs(self, topic: str) -> tuple[str, str]:
         """Return kind and lane of a job topic. Raises `InvalidError` (TAPE-2004) for any other topic."""
         head = f"{self.prefix}jobs."
@@ -78,12 +98,19 @@ def topics(names: Names, kinds: tuple[str, ...] = tuple(PARAMS), partitions: int
     Job topics are kept until the housekeeper deletes what every group finished, never by age: retention would delete
     what was not done yet.
     """
-    forever = {"retention.ms": "-1", "max.message.bytes": str(MESSAGE_LIMIT), "segment.bytes": str(64 << 20)}
+    forever = {
+        "retention.ms": "-1",
+        "max.message.bytes": str(MESSAGE_LIMIT + PAST_ROOM),
+        "segment.bytes": str(64 << 20),
+    }
     wanted = [Topic(names.jobs(kind, lane), partitions, forever) for kind in kinds for lane in Lane]
     wanted += [
         Topic(names.dead(kind), max(1, partitions // 4), {"retention.ms": "-1", "max.message.bytes": str(2 << 20)})
-        for kind in kinds
+        for kind in (*kinds, UNKNOWN)
     ]
+    # Their order is by time (schemas.delays), so their number of partitions is no setting.
+    wanted += [Topic(names.retry(delay), PARTITIONS, forever) for delay in WHEELS]
+    wanted.append(Topic(names.recurring, 1, {"cleanup.policy": "compact", "max.message.bytes": str(MESSAGE_LIMIT)}))
     wanted.append(Topic(names.events, partitions, {"retention.ms": str(WEEK_MS)}))
     wanted.append(Topic(names.control, 1, {"cleanup.policy": "compact"}))
     wanted.append(Topic(names.letters, 1, {"cleanup.policy": "compact"}))

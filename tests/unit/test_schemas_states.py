@@ -145,12 +145,16 @@ def test_other_topics_are_no_job_topics(topic: str) -> None:
 def test_topics_hold_what_is_promised() -> None:
     names = Names("x.")
     made = {topic.name: topic for topic in topics(names, ("echo",), partitions=8)}
-    assert list(made) == ["x.jobs.echo.interactive", "x.jobs.echo.bulk", "x.dead.echo", "x.events", "x.control"]
+    delays = [f"x.retry.{delay}" for delay in ("5s", "1m", "10m", "1h")]
+    assert list(made) == [
+        "x.jobs.echo.interactive", "x.jobs.echo.bulk", "x.dead.echo", "x.dead.unknown", *delays,
+        "x.recurring", "x.events", "x.control", "x.letters",
+    ]  # fmt: skip
     jobs, dead = made["x.jobs.echo.bulk"], made["x.dead.echo"]
     assert jobs.configs["retention.ms"] == dead.configs["retention.ms"] == "-1", "age must never delete a job"
     assert int(dead.configs["max.message.bytes"]) > MESSAGE_LIMIT, "a dead letter is its job and more headers"
     assert made["x.control"].configs == {"cleanup.policy": "compact"}
-    assert [(topic.partitions) for topic in made.values()] == [8, 8, 2, 8, 1]
+    assert [(topic.partitions) for topic in made.values()] == [8, 8, 2, 2, 16, 16, 16, 16, 1, 8, 1, 1]
     assert all(TOPIC.fullmatch(topic.name) for topic in topics(Names()))
 
 
