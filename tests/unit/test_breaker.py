@@ -1,0 +1,638 @@
+"""Breakers: what opens them, that the fleet agrees, that one job probes, and who is to blame."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from schemas.control import Breaker, BreakerState, Cancel, Drain, key, read
+from schemas.errors import FailureClass, InvalidError, TapeError, UnavailableError
+from schemas.outcome import Failure
+from schemas.past import Past, Try
+from workers.breaker import KEPT, YOUNG_S, Allowed, Breakers, Disposition, Paused, Probe, Rules
+from workers.guard import Guard
+
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+RULES = Rules(spread_s=2.0)
+CLOSED, OPEN, HALF = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
+
+
+def away(text: str = "the store does not answer", code: str = "TAPE-5002") -> Failure:
+    return Failure(failure=FailureClass.DEPENDENCY, code=code, message=text)
+
+
+def failed(kind: FailureClass, text: str = "odd") -> Failure:
+    return Failure(failure=kind, code="TAPE-6001", message=text)
+
+
+@dataclass
+class Log:
+    """A control topic of one partition."""
+
+    records: list[Breaker] = field(default_factory=list)
+    lost: bool = False
+
+    def publish(self, message: Breaker) -> None:
+        if not self.lost:
+            self.records.append(message)
+
+    def compact(self) -> list[Breaker]:
+        return list({message.dependency: message for message in self.records}.values())
+
+
+class Member:
+    """One worker of the fleet: its breakers, its clocks and how far it has read."""
+
+    def __init__(self, name: str, log: Log, clock: Callable[[], float], skew_s: float = 0.0) -> None:
+        self.name, self.log, self.at = name, log, 0
+        self.skew = timedelta(seconds=skew_s)
+        self.breakers = Breakers(
+            name,
+            lambda: NOW + timedelta(seconds=clock()) + self.skew,
+            log.publish,
+            clock=clock,
+            chance=lambda: 0.5,
+            rules=RULES,
+        )
+
+    def catch_up(self, count: int | None = None) -> None:
+        while self.at < len(self.log.records) and (count is None or count > 0):
+            self.breakers.apply(self.log.records[self.at])
+            self.at += 1
+            count = None if count is None else count - 1
+
+    def state(self, name: str = "store") -> BreakerState:
+        found = self.breakers.states().get(name)
+        return found.state if found else CLOSED
+
+
+class Fleet:
+    """Some workers on one log and one clock."""
+
+    def __init__(self, size: int = 2, skews: tuple[float, ...] = ()) -> None:
+        self.time, self.log = 0.0, Log()
+        given_ = (*skews, *([0.0] * size))[:size]
+        self.members = [Member(f"w{number}", self.log, self.clock, skew) for number, skew in enumerate(given_)]
+
+    def clock(self) -> float:
+        return self.time
+
+    def settle(self) -> None:
+        while any(member.at < len(self.log.records) for member in self.members):
+            for member in self.members:
+                member.catch_up()
+
+    def states(self, name: str = "store") -> set[BreakerState]:
+        return {member.state(name) for member in self.members}
+
+    def outage(self, name: str = "store") -> None:
+        for number in range(RULES.jobs):
+            self.members[0].breakers.report(f"j{number}", name, away())
+        self.settle()
+
+    def half_open(self, name: str = "store") -> tuple[Member, Probe]:
+        """Let the pause pass and return the worker that holds the probe."""
+        self.time += RULES.cap_s + RULES.spread_s
+        for member in self.members:
+            assert isinstance(member.breakers.allowed([name]), Paused)
+        self.settle()
+        found = [(member, member.breakers.allowed([name])) for member in self.members]
+        ((holder, probe),) = [(member, answer) for member, answer in found if isinstance(answer, Probe)]
+        return holder, probe
+
+
+# What opens
+
+
+def test_three_jobs_that_fail_alike_open_it_for_the_whole_fleet() -> None:
+    fleet = Fleet()
+    one = fleet.members[0].breakers
+    one.report("j1", "store", away("GET /a/1 gave 503"))
+    one.report("j2", "store", away("GET /b/2 gave 503"))
+    assert fleet.log.records == []
+    assert one.allowed(["store"]) == Allowed()
+    one.report("j3", "store", away("GET /c/3 gave 504"))
+    fleet.settle()
+    assert fleet.states() == {OPEN}
+    (message,) = fleet.log.records
+    assert (message.epoch, message.opened, message.reason) == (1, 1, "3 jobs failed alike within 60 s")
+    for member in fleet.members:
+        answer = member.breakers.allowed(["models", "store"])
+        assert isinstance(answer, Paused)
+        assert (answer.dependency, answer.reason) == ("store", message.reason)
+        assert NOW < answer.until <= NOW + timedelta(seconds=RULES.cap_s)
+        assert member.breakers.allowed(["models"]) == member.breakers.allowed([]) == Allowed()
+
+
+def test_one_job_that_fails_again_and_again_opens_nothing() -> None:
+    fleet = Fleet(1)
+    for _ in range(5 * RULES.streak):
+        fleet.members[0].breakers.report("poison", "store", away())
+    assert fleet.log.records == []
+
+
+def test_different_failures_in_a_row_open_it() -> None:
+    fleet = Fleet(1)
+    for number in range(RULES.streak):
+        fleet.members[0].breakers.report(f"j{number % 2}", "store", away("abcdefgh"[number]))
+    assert [message.reason for message in fleet.log.records] == ["5 failures in a row, of 2 jobs or more"]
+
+
+def test_rare_failures_among_many_successes_open_nothing() -> None:
+    fleet = Fleet(1)
+    one = fleet.members[0].breakers
+    for number in range(200):
+        one.report(f"j{number}", "store", away() if number % 20 == 0 else None)
+        fleet.time += 0.1
+    assert fleet.log.records == []
+    assert len(one.states()["store"].seen) <= KEPT
+
+
+def test_failures_far_apart_open_nothing() -> None:
+    fleet = Fleet(1)
+    for number in range(4):
+        fleet.members[0].breakers.report(f"j{number}", "store", away())
+        fleet.time += RULES.window_s
+    assert fleet.log.records == []
+
+
+@pytest.mark.parametrize("kind", [FailureClass.INVALID, FailureClass.PERMANENT])
+def test_a_job_that_is_itself_at_fault_says_nothing(kind: FailureClass) -> None:
+    fleet = Fleet(1)
+    for number in range(50):
+        fleet.members[0].breakers.report(f"j{number}", "store", failed(kind))
+    assert fleet.log.records == []
+    assert fleet.members[0].breakers.states() == {}
+
+
+def test_a_kind_whose_every_job_fails_can_have_a_breaker_of_its_own() -> None:
+    fleet = Fleet(1)
+    for number in range(RULES.jobs):
+        fleet.members[0].breakers.report(f"j{number}", "kind:inference", failed(FailureClass.CRASHED))
+    fleet.settle()
+    assert fleet.states("kind:inference") == {OPEN}
+
+
+def test_it_waits_from_its_own_message_on_and_says_it_again_if_that_was_lost() -> None:
+    fleet = Fleet(1)
+    one = fleet.members[0].breakers
+    fleet.log.lost = True
+    fleet.outage()
+    assert isinstance(one.allowed(["store"]), Paused)
+    fleet.log.lost = False
+    one.report("j4", "store", away())
+    assert fleet.log.records == []
+    fleet.time += RULES.answer_s
+    assert one.allowed(["store"]) == Allowed()
+    one.report("j5", "store", away())
+    assert len(fleet.log.records) == 1
+
+
+# Half open
+
+
+def test_one_worker_probes_and_its_success_closes_it_for_all() -> None:
+    fleet = Fleet(3)
+    fleet.outage()
+    holder, probe = fleet.half_open()
+    assert probe == Probe(("store",))
+    assert holder.breakers.take(probe, "probe")
+    assert not holder.breakers.take(probe, "second")
+    assert all(isinstance(member.breakers.allowed(["store"]), Paused) for member in fleet.members)
+    holder.breakers.report("an old job", "store", None)
+    assert fleet.states() == {HALF}
+    holder.breakers.report("probe", "store", None)
+    fleet.settle()
+    assert fleet.states() == {CLOSED}
+    assert all(member.breakers.allowed(["store"]) == Allowed() for member in fleet.members)
+
+
+def test_a_failed_probe_opens_it_for_longer_each_time() -> None:
+    fleet = Fleet(2)
+    fleet.outage()
+    for _ in range(8):
+        holder, probe = fleet.half_open()
+        assert holder.breakers.take(probe, "probe")
+        holder.breakers.report("probe", "store", away())
+        fleet.settle()
+        assert fleet.states() == {OPEN}
+    opened = [message for message in fleet.log.records if message.state is OPEN]
+    pauses = [(one.until - one.since).total_seconds() for one in opened if one.until]
+    assert pauses == [3.75, 7.5, 15, 30, 60, 120, 225, 225, 225]
+    assert [one.opened for one in opened] == list(range(1, 10))
+
+
+def test_a_probe_without_a_verdict_is_given_back() -> None:
+    fleet = Fleet(1)
+    fleet.outage()
+    holder, probe = fleet.half_open()
+    for number, end in enumerate(
+        (holder.breakers.ended, lambda job: holder.breakers.report(job, "store", failed(FailureClass.INVALID)))
+    ):
+        assert holder.breakers.take(probe, f"p{number}")
+        end(f"p{number}")
+        assert holder.breakers.allowed(["store"]) == probe
+    assert holder.breakers.take(probe, "last")
+
+
+def test_a_claim_whose_holder_died_is_taken_over() -> None:
+    fleet = Fleet(2)
+    fleet.outage()
+    holder, _ = fleet.half_open()
+    fleet.members.remove(holder)
+    fleet.time += RULES.probe_s - 1
+    (other,) = fleet.members
+    said = len(fleet.log.records)
+    assert isinstance(other.breakers.allowed(["store"]), Paused)
+    assert len(fleet.log.records) == said
+    fleet.time += 1 + RULES.spread_s
+    assert isinstance(other.breakers.allowed(["store"]), Paused)
+    assert len(fleet.log.records) == said + 1
+    fleet.settle()
+    assert isinstance(other.breakers.allowed(["store"]), Probe)
+
+
+def test_the_result_of_a_claim_that_ran_out_counts_for_nothing() -> None:
+    fleet = Fleet(2)
+    fleet.outage()
+    holder, probe = fleet.half_open()
+    assert holder.breakers.take(probe, "slow")
+    fleet.time += RULES.probe_s + RULES.spread_s
+    (other,) = [member for member in fleet.members if member is not holder]
+    other.breakers.allowed(["store"])
+    fleet.settle()
+    assert isinstance(other.breakers.allowed(["store"]), Probe)
+    holder.breakers.report("slow", "store", None)
+    fleet.settle()
+    assert fleet.states() == {HALF}
+
+
+def test_two_dependencies_are_claimed_one_after_the_other() -> None:
+    fleet = Fleet(2)
+    for name in ("models", "store"):
+        fleet.outage(name)
+    fleet.time += RULES.cap_s + RULES.spread_s
+    for _ in range(3):
+        for member in fleet.members:
+            member.breakers.allowed(["store", "models"])
+        fleet.settle()
+    found = [member.breakers.allowed(["store", "models"]) for member in fleet.members]
+    assert [answer for answer in found if isinstance(answer, Probe)] == [Probe(("models", "store"))]
+
+
+@pytest.mark.parametrize("skew", [-7200.0, 7200.0])
+def test_a_clock_that_is_hours_off_neither_keeps_it_open_nor_steals_a_claim(skew: float) -> None:
+    fleet = Fleet(2, skews=(0.0, skew))
+    fleet.time += YOUNG_S
+    fleet.outage()
+    right, wrong = fleet.members
+    said = len(fleet.log.records)
+    answer = wrong.breakers.allowed(["store"])
+    assert isinstance(answer, Paused) and 0 < answer.seconds <= RULES.cap_s + RULES.spread_s
+    fleet.time += RULES.base_s + RULES.spread_s
+    right.breakers.allowed(["store"])
+    fleet.settle()
+    assert isinstance(right.breakers.allowed(["store"]), Probe)
+    assert isinstance(wrong.breakers.allowed(["store"]), Paused)
+    assert len(fleet.log.records) == said + 1  # the claim of the one whose clock is right, and none beside it
+    fleet.time += RULES.probe_s + RULES.spread_s
+    wrong.breakers.allowed(["store"])
+    fleet.settle()
+    assert isinstance(wrong.breakers.allowed(["store"]), Probe)
+
+
+def test_a_claim_that_ran_out_cannot_be_used() -> None:
+    fleet = Fleet(1)
+    fleet.outage()
+    holder, probe = fleet.half_open()
+    fleet.time += RULES.probe_s
+    assert not holder.breakers.take(probe, "late")
+
+
+def test_a_new_worker_does_not_wait_for_what_is_long_over() -> None:
+    fleet = Fleet(1)
+    fleet.outage()
+    fleet.time += 10_000
+    late = Member("late", fleet.log, fleet.clock)
+    late.catch_up()
+    assert late.state() is OPEN
+    fleet.time += RULES.spread_s
+    late.breakers.allowed(["store"])
+    assert (fleet.log.records[-1].state, fleet.log.records[-1].worker) == (HALF, "late")
+
+
+def test_what_a_late_loser_left_behind_is_written_over_once() -> None:
+    fleet = Fleet(2)
+    fleet.outage()
+    holder, _ = fleet.half_open()
+    claims = [message.worker for message in fleet.log.records if message.state is HALF]
+    assert (len(set(claims)), claims[0], claims[-1]) == (2, holder.name, holder.name)
+    assert [message.worker for message in fleet.log.compact()] == [holder.name]
+    said = len(fleet.log.records)
+    holder.at = 0
+    fleet.settle()  # all is read again, as after an outage of the broker
+    assert len(fleet.log.records) == said
+    assert isinstance(holder.breakers.allowed(["store"]), Probe)
+
+
+# Any fleet, any order
+
+
+class AnyFleet(RuleBasedStateMachine):
+    """Workers with skewed clocks read late, die, come, probe; messages are lost and the log is compacted."""
+
+    @initialize(skews=st.lists(st.sampled_from([0.0, -7200.0, 7200.0, 30.0]), min_size=2, max_size=4))
+    def start(self, skews: list[float]) -> None:
+        self.fleet = Fleet(len(skews), tuple(skews))
+        self.fleet.time = YOUNG_S
+        self.taken: dict[int, set[str]] = defaultdict(set)
+        self.running: dict[str, Member] = {}
+        self.born = len(skews)
+        self.jobs = 0
+
+    def member(self, number: int) -> Member:
+        return self.fleet.members[number % len(self.fleet.members)]
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 4.0, 6.0, 65.0, 130.0, 310.0]))
+    def wait(self, seconds: float) -> None:
+        self.fleet.time += seconds
+
+    @rule(number=st.integers(0, 9), count=st.integers(1, 5))
+    def listen(self, number: int, count: int) -> None:
+        self.member(number).catch_up(count)
+
+    @rule(number=st.integers(0, 9), ok=st.booleans(), jobs=st.integers(1, 6))
+    def verdicts(self, number: int, ok: bool, jobs: int) -> None:
+        for _ in range(jobs):
+            self.jobs += 1
+            self.member(number).breakers.report(f"j{self.jobs}", "store", None if ok else away())
+
+    @rule(number=st.integers(0, 9))
+    def acquire(self, number: int) -> None:
+        member = self.member(number)
+        answer = member.breakers.allowed(["store"])
+        if not isinstance(answer, Probe):
+            return
+        epoch = member.breakers.states()["store"].epoch
+        self.jobs += 1
+        if member.breakers.take(answer, f"p{self.jobs}"):
+            assert not [job for job, runner in self.running.items() if runner is member and job.endswith(f"@{epoch}")]
+            self.taken[epoch].add(member.name)
+            self.running[f"p{self.jobs}@{epoch}"] = member
+
+    @precondition(lambda self: self.running)
+    @rule(verdict=st.sampled_from(["well", "away", "nothing"]))
+    def probe_ends(self, verdict: str) -> None:
+        label, member = self.running.popitem()
+        job = label.partition("@")[0]
+        if verdict != "nothing":
+            member.breakers.report(job, "store", None if verdict == "well" else away())
+        member.breakers.ended(job)
+
+    @rule(lost=st.booleans())
+    def network(self, lost: bool) -> None:
+        self.fleet.log.lost = lost
+
+    @rule(number=st.integers(0, 9))
+    def replace_worker(self, number: int) -> None:
+        gone = self.member(number)
+        self.running = {job: member for job, member in self.running.items() if member is not gone}
+        self.born += 1
+        fresh = Member(f"w{self.born}", self.fleet.log, self.fleet.clock)
+        self.fleet.members[self.fleet.members.index(gone)] = fresh
+
+    @invariant()
+    def each_claim_has_one_taker(self) -> None:
+        for epoch, names in getattr(self, "taken", {}).items():
+            assert len(names) <= 1, (epoch, names)
+
+    @invariant()
+    def those_who_have_read_all_agree(self) -> None:
+        if not hasattr(self, "fleet"):
+            return
+        level = [member for member in self.fleet.members if member.at == len(self.fleet.log.records)]
+        found = {
+            (circuit.state, circuit.epoch, circuit.holder)
+            for member in level
+            for circuit in [member.breakers.states().get("store")]
+            if circuit is not None and circuit.epoch
+        }
+        assert len(found) <= 1
+
+    def teardown(self) -> None:
+        """However it stands: once the dependency is back and messages arrive, the fleet takes jobs again."""
+        if not hasattr(self, "fleet"):
+            return
+        self.fleet.log.lost = False
+        for _ in range(12):
+            self.fleet.settle()
+            answers = [member.breakers.allowed(["store"]) for member in self.fleet.members]
+            if set(answers) == {Allowed()}:
+                return
+            self.fleet.settle()  # claims were made
+            for member in self.fleet.members:
+                answer = member.breakers.allowed(["store"])
+                if isinstance(answer, Probe) and member.breakers.take(answer, "final"):
+                    member.breakers.report("final", "store", None)
+            self.fleet.settle()
+            self.fleet.time += RULES.cap_s + RULES.spread_s
+        raise AssertionError("the fleet stays closed to work")
+
+
+AnyFleet.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+test_any_fleet_agrees_probes_once_and_recovers = AnyFleet.TestCase
+
+
+@given(st.integers(0, 2**32))
+def test_an_uncompacted_and_a_compacted_log_lead_to_the_same_end(seed: int) -> None:
+    dice, fleet = random.Random(seed), Fleet(3)
+    for _ in range(4):
+        fleet.outage()
+        holder, probe = fleet.half_open()
+        holder.breakers.take(probe, "p")
+        holder.breakers.report("p", "store", None if dice.random() < 0.5 else away())
+        fleet.settle()
+    late = Member("late", fleet.log, fleet.clock)
+    for message in fleet.log.compact():
+        late.breakers.apply(message)
+    assert late.state() is fleet.members[0].state()
+
+
+def test_it_is_safe_for_threads() -> None:
+    fleet = Fleet(1)
+    one = fleet.members[0].breakers
+    barrier = threading.Barrier(4)
+
+    def work(name: int) -> None:
+        barrier.wait()
+        for number in range(200):
+            one.report(f"{name}-{number}", "store", away() if number % 2 else None)
+            one.allowed(["store", "models"])
+            one.ended(f"{name}-{number}")
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(fleet.log.records) == 1
+
+
+# Who is to blame
+
+
+def past_of(*tries: tuple[str, Failure]) -> Past:
+    past = Past()
+    for number, (worker, failure) in enumerate(tries, 1):
+        past = past.after(Try.of(failure, attempt=number, ended_at=NOW, worker=worker))
+    return past
+
+
+def test_the_disposition_tells_outage_from_poison() -> None:
+    fleet = Fleet(1)
+    one = fleet.members[0].breakers
+    odd = failed(FailureClass.TRANSIENT, "row 7 is odd")
+    assert one.disposition(odd, Past()) is Disposition.NONE
+    assert one.disposition(odd, past_of(("w0", odd))) is Disposition.NONE
+    assert one.disposition(odd, past_of(("w9", failed(FailureClass.TRANSIENT, "row 8 is odd")))) is Disposition.POISON
+    assert one.disposition(odd, past_of(("w9", away()))) is Disposition.NONE
+    crash = failed(FailureClass.CRASHED, "signal 11")
+    assert one.disposition(crash, past_of(("w0", failed(FailureClass.CRASHED, "signal 9")))) is Disposition.POISON
+    fleet.outage()
+    assert one.disposition(away(), past_of(("w9", away()))) is Disposition.OUTAGE
+    assert one.disposition(odd, Past()) is Disposition.NONE
+
+
+# Messages
+
+
+def test_control_messages_are_told_apart_by_their_action() -> None:
+    cancel = Cancel(job="j", time=NOW)
+    drain = Drain(worker="w", time=NOW)
+    breaker = Breaker(dependency="store", state=OPEN, epoch=1, worker="w", since=NOW)
+    for message in (cancel, drain, breaker):
+        assert read(message.model_dump_json().encode()) == message
+    assert [key(message) for message in (cancel, drain, breaker)] == ["j", "drain:w", "breaker:store"]
+    assert read(b'{"job": "j", "time": "2026-03-01T12:00:00Z"}') == cancel
+    assert read(None) is None
+    assert read(b'{"action": "promote", "model": "m"}') is None
+    assert read(b'{"action": 7}') is None
+
+
+@pytest.mark.parametrize("value", [b"", b"[]", b"\xff", b'{"action": "drain"}', b'{"action": "breaker", "epoch": 0}'])
+def test_a_control_message_that_cannot_be_read_says_so(value: bytes) -> None:
+    with pytest.raises(InvalidError):
+        read(value)
+
+
+# Single calls
+
+
+class Calls:
+    """A dependency, a clock, and a guard between."""
+
+    def __init__(self) -> None:
+        self.time, self.made = 0.0, 0
+        self.error: Exception | None = None
+        self.told: list[TapeError | None] = []
+        self.guard = Guard("judge", failures=3, reset_s=10.0, told=self.told.append, clock=lambda: self.time)
+
+    def once(self) -> str:
+        self.made += 1
+        if self.error:
+            raise self.error
+        return "ok"
+
+    def attempt(self) -> str:
+        try:
+            return self.guard.call(self.once)
+        except TapeError as error:
+            return error.code
+        except Exception as error:
+            return type(error).__name__
+
+
+def test_calls_are_refused_after_several_failures_and_tried_again_later() -> None:
+    calls = Calls()
+    calls.error = ConnectionRefusedError(111, "refused")
+    assert [calls.attempt() for _ in range(5)] == ["ConnectionRefusedError"] * 3 + ["TAPE-5010"] * 2
+    assert calls.made == 3
+    calls.time += 4
+    with pytest.raises(UnavailableError) as caught:
+        calls.guard.call(calls.once)
+    assert caught.value.place == {"dependency": "judge", "retry_after": 6.0}
+    calls.time += 6
+    assert calls.attempt() == "ConnectionRefusedError"  # one call tried it
+    assert calls.attempt() == "TAPE-5010"
+    calls.time += 10
+    calls.error = None
+    assert [calls.attempt() for _ in range(2)] == ["ok", "ok"]
+    assert calls.guard.state == "closed"
+    assert [error.code if error else None for error in calls.told] == ["TAPE-5007"] * 4 + [None] * 2
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), FileNotFoundError(2, "gone"), InvalidError("no")])
+def test_an_answer_that_is_an_error_shows_that_the_dependency_is_there(error: Exception) -> None:
+    calls = Calls()
+    calls.error = error
+    for _ in range(10):
+        calls.attempt()
+    assert (calls.made, calls.guard.state, set(calls.told)) == (10, "closed", {None})
+
+
+def test_threads_share_the_state_and_do_not_wait_for_each_other() -> None:
+    calls = Calls()
+    inside, go, found = threading.Barrier(3), threading.Event(), []
+
+    def slow() -> str:
+        inside.wait(timeout=10)  # both threads are in a call at the same time
+        go.wait(timeout=10)
+        raise ConnectionResetError("gone")
+
+    def work() -> None:
+        with pytest.raises(ConnectionResetError):
+            calls.guard.call(slow)
+        found.append(calls.guard.state)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    inside.wait(timeout=10)
+    go.set()
+    for thread in threads:
+        thread.join()
+    calls.error = ConnectionResetError("gone")
+    assert calls.attempt() == "ConnectionResetError"
+    assert calls.attempt() == "TAPE-5010"
+
+
+def test_one_thread_tries_while_the_others_are_refused() -> None:
+    calls = Calls()
+    calls.error = ConnectionResetError("gone")
+    for _ in range(3):
+        calls.attempt()
+    calls.time += 10
+    calls.error = None
+    inside, go = threading.Event(), threading.Event()
+
+    def slow() -> str:
+        inside.set()
+        assert go.wait(timeout=10)
+        return "ok"
+
+    thread = threading.Thread(target=lambda: calls.guard.call(slow))
+    thread.start()
+    assert inside.wait(timeout=10)
+    assert calls.attempt() == "TAPE-5010"
+    go.set()
+    thread.join()
+    assert calls.attempt() == "ok"
