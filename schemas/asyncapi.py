@@ -68,7 +68,7 @@ def _identity(topic: str, names: Names) -> str:
 def _carried(topic: str, names: Names) -> list[str]:
     """The names of the messages that a topic carries."""
     carried = {names.events: [f"event-{name}" for name in EventType], names.letters: ["fate"]}
-    carried |= {names.control: ["cancel"], names.recurring: ["recurring", "fired"]}
+    carried |= {names.control: ["cancel", "breaker", "drain"], names.recurring: ["recurring", "fired"]}
     carried |= {names.retry(delay): ["delayed"] for delay in WHEELS}
     carried |= {names.dead(kind): ["deadletter"] for kind in (*PARAMS, UNKNOWN)}
     return carried[topic] if topic in carried else [f"request-{names.parse_jobs(topic)[0]}"]
@@ -112,7 +112,9 @@ def _operations(names: Names) -> dict[str, Any]:
         group = {"kafka": {"groupId": {"type": "string", "const": names.mover}, "bindingVersion": BINDING}}
         found[f"move-{delay}"] = _operation("receive", names.retry(delay), told, names) | {"bindings": group}
     found["recur"] = _operation("receive", names.recurring, "The mover submits recurring jobs.", names)
-    found["obey"] = _operation("receive", names.control, "Cancellations, read by every worker.", names)
+    found["obey"] = _operation(
+        "receive", names.control, "Cancellations, breakers and drains, read by every worker.", names
+    )
     return found
 
 
@@ -158,6 +160,9 @@ def _messages() -> dict[str, Any]:
     found["cancel"] = _message(
         "Stop a job.", {"type": "object"}, {"$ref": "#/components/schemas/Cancel"}, key="the id of the job to stop"
     )
+    breaker, drain = {"$ref": "#/components/schemas/Breaker"}, {"$ref": "#/components/schemas/Drain"}
+    found["breaker"] = _message("What became of a breaker.", anything, breaker, key="breaker:DEPENDENCY")
+    found["drain"] = _message("A worker shall end its work.", anything, drain, key="drain:WORKER")
     return found
 
 

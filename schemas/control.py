@@ -47,7 +47,7 @@ class Breaker(Open):
     action: Literal["breaker"] = "breaker"
     dependency: str
     state: BreakerState
-    epoch: int = Field(ge=1, lt=2**63)
+    epoch: int = Field(ge=1, lt=2**53)
     worker: str
     since: AwareDatetime
     until: AwareDatetime | None = None

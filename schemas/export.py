@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from schemas.artifact import Artifact, Manifest
-from schemas.control import Cancel
+from schemas.control import Breaker, Cancel, Drain
 from schemas.dead import DeadLetter, Fate
 from schemas.errors import NotFoundError
 from schemas.event import Event
@@ -31,6 +31,8 @@ MESSAGES: dict[str, type[BaseModel]] = {
     "deadletter": DeadLetter,
     "fate": Fate,
     "cancel": Cancel,
+    "breaker": Breaker,
+    "drain": Drain,
     "recurring": Recurring,
     "fired": Fired,
 }
