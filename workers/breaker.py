@@ -24,13 +24,16 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from zlib import crc32
 
+import structlog
+
 from schemas.control import Breaker, BreakerState
-from schemas.errors import FailureClass
+from schemas.errors import FailureClass, TapeError
 from schemas.outcome import Failure
 from schemas.past import Past
 from workers.failures import dependency as owner
 from workers.failures import fingerprint
 
+_LOG = structlog.get_logger("tickertape.breaker")
 HEADER = "tape-disposition"
 NEUTRAL = frozenset({FailureClass.INVALID, FailureClass.PERMANENT})
 """Classes that say nothing about a dependency: the job itself is at fault."""
@@ -235,8 +238,8 @@ def ask(circuit: Circuit, *, me: str, now: float, rules: Rules) -> tuple[Circuit
 class Breakers:
     """All breakers of one worker. Thread-safe.
 
-    `publish` sends a message to the control topic under `schemas.control.key`; it must return at once and not raise.
-    Whatever is read from there goes to `apply`, this worker's own messages too.
+    `publish` sends a message to the control topic under `schemas.control.key`, without waiting for it to arrive: one
+    that is lost is said again. Whatever is read from there goes to `apply`, this worker's own messages too.
     """
 
     def __init__(
@@ -279,7 +282,7 @@ class Breakers:
             circuit, again = apply(before, message, me=self._me, now=now, wall=wall)
             self._circuits[message.dependency] = circuit
         if again and circuit.said is not None:
-            self._publish(circuit.said)
+            self._send(circuit.said)
 
     def allowed(self, dependencies: Iterable[str]) -> Answer:
         """Say whether jobs that need these dependencies may be taken now; claims the probe where one is due."""
@@ -345,7 +348,7 @@ class Breakers:
         if order is None:
             return
         since = self._now()
-        self._publish(
+        self._send(
             Breaker(
                 dependency=dependency,
                 state=order.state,
@@ -358,6 +361,12 @@ class Breakers:
                 fingerprint=order.fingerprint,
             )
         )
+
+    def _send(self, message: Breaker) -> None:
+        try:
+            self._publish(message)
+        except TapeError as error:  # a verdict must not fail the job it is about; the step is asked for again
+            _LOG.warning("a breaker's step was not published", dependency=message.dependency, error=str(error))
 
 
 _FRESH = Circuit()

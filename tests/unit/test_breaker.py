@@ -42,8 +42,9 @@ class Log:
     lost: bool = False
 
     def publish(self, message: Breaker) -> None:
-        if not self.lost:
-            self.records.append(message)
+        if self.lost:
+            raise UnavailableError("the buffer is full", code="TAPE-5004")
+        self.records.append(message)
 
     def compact(self) -> list[Breaker]:
         return list({message.dependency: message for message in self.records}.values())
