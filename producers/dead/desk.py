@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 from producers.dead.filters import Filter
-from producers.dead.letter import WAITING, Letter, join
+from producers.dead.letter import WAITING, Letter
 from schemas.dead import Fate, Place
 from schemas.errors import NotFoundError
 from schemas.topics import Names
@@ -96,8 +96,14 @@ class Desk:
         start = since - SLACK if isinstance(since, datetime) else since
         for topic in topics:
             with self.follower.read(topic, since=start) as feed:
-                found = (Letter.of(record, self.names) for batch in feed for record in batch)
-                yield from join(found, fates)
+                seen: set[str] = set()
+                for record in (record for batch in feed for record in batch):
+                    letter = Letter.of(record, self.names)
+                    origin = letter.origin.place
+                    letter.fate = decided(fates, str(letter.place), origin)
+                    letter.twin = origin in seen
+                    seen |= {origin} if origin else set()
+                    yield letter
 
     def select(self, chosen: Filter, topics: Iterable[str], statuses: Sequence[str] = (WAITING,)) -> Iterator[Letter]:
         """Yield the letters of these topics that a filter takes; without `statuses`, whatever became of them."""
@@ -148,6 +154,13 @@ def note(found: dict[str, Fate], record: Received) -> None:
     found[fate.letter] = fate
     if fate.origin is not None:
         found[f"of {fate.origin}"] = fate
+
+
+def decided(fates: dict[str, Fate], place: str, origin: str | None) -> Fate | None:
+    """Return the last word on a letter: it counts for every letter that tells of the same dead record."""
+    own = fates.get(place)
+    origin = origin or (own.origin if own else None)
+    return (fates.get(f"of {origin}") if origin else None) or own
 
 
 def myself() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -151,15 +150,3 @@ class Letter:
             "letter": str(self.place),
             "message": self.origin.message,
         }
-
-
-def join(letters: Iterable[Letter], fates: dict[str, Fate]) -> Iterable[Letter]:
-    """Yield letters with what became of them, and of an earlier letter of the same record: it counts for both."""
-    seen: set[str] = set()
-    for letter in letters:
-        origin = letter.origin.place
-        letter.fate = fates.get(str(letter.place)) or (fates.get(f"of {origin}") if origin else None)
-        letter.twin = origin in seen
-        if origin:
-            seen.add(origin)
-        yield letter

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from producers.dead.desk import PEN, Desk, note
-from schemas.dead import Fate
+from producers.dead.desk import PEN, Desk, decided, note
+from schemas.dead import Became, Fate
 from schemas.errors import TapeError, TimeoutExceeded
 from schemas.ids import uuid7
 from wire.transact import Outgoing, Transactor
@@ -70,8 +70,8 @@ class Pen:
 
     def decided(self, place: str, origin: str | None) -> Fate | None:
         """Return what was decided about a letter, or about another one of the same dead record; None if it waits."""
-        fate = self.fates.get(place) or (self.fates.get(f"of {origin}") if origin else None)
-        return None if fate is None or fate.became == "restored" else fate
+        fate = decided(self.fates, place, origin)
+        return None if fate is None or fate.became is Became.RESTORED else fate
 
     def write(self, fates: Sequence[Fate], records: Sequence[Outgoing] = ()) -> None:
         """Write fates and records, all or nothing. Raises as `Transactor.commit`; TAPE-3006 when the pen was taken.

@@ -12,6 +12,8 @@ BATCH = 250
 LEAST = 10
 """Jobs that must have ended before the share of failures among them means anything."""
 
+MOMENT_S = 0.0005
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -47,8 +49,9 @@ class Metronome:
             self._due = max(self._due, self._clock()) + count / self.rate
 
     def left(self) -> float:
-        """Seconds until the next may go."""
-        return 0.0 if self.rate is None else max(0.0, self._due - self._clock())
+        """Seconds until the next may go; less than a clock can tell is nothing."""
+        left = 0.0 if self.rate is None else self._due - self._clock()
+        return left if left > MOMENT_S else 0.0
 
 
 def sample(lines: Sequence[Line], count: int) -> list[Line]:

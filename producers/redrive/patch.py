@@ -15,6 +15,9 @@ from schemas import codec
 from schemas.errors import InvalidError, NotFoundError
 from schemas.job import PARAMS, Job
 
+NEEDED = {"add": "value", "replace": "value", "test": "value", "move": "from", "copy": "from"}
+"""What operations have beside `op` and `path` (RFC 6902 §4)."""
+
 
 class Patch:
     """A checked JSON Patch. Its paths start at the request: `/params/batch_size`, `/expires_at`, `/tenant`."""
@@ -25,6 +28,9 @@ class Patch:
         for number, operation in enumerate(self.operations, 1):
             try:
                 jsonpatch.JsonPatch([operation])
+                needed = NEEDED.get(operation["op"])
+                if needed is not None and needed not in operation:  # the library finds that out when it applies it
+                    raise jsonpatch.InvalidJsonPatch(f"the operation has no member {needed!r}")
             except (jsonpatch.JsonPatchException, JsonPointerException, TypeError) as error:
                 told = str(error).splitlines()[0]
                 raise InvalidError(

@@ -25,6 +25,7 @@ from schemas.outcome import Failure
 from schemas.topics import Names, topics
 from wire.blobs.memory import Memory
 from wire.follow import MemoryFollower
+from wire.publish import MemoryPublisher
 from wire.share.memory import Entry, MemoryLog
 from wire.transact import MemoryTransactor
 
@@ -62,6 +63,7 @@ class Rig:
     def sleep(self, seconds: float) -> None:
         self.time += timedelta(seconds=seconds)
         self.waited += seconds
+        assert self.waited < 10_000, "it waits for what does not come"
 
     def bury(self, job: str, kind: str = "inference", code: str = "TAPE-6003", **more: Any) -> str:
         """Write a dead letter as a worker does; return its place."""
@@ -100,7 +102,8 @@ class Rig:
     def tell(self, job: str, kind: EventType, **fields: Any) -> None:
         """Play a worker that tells of a job."""
         event = Event(id=uuid7(), type=kind, job=job, kind="inference", time=self.time, **fields)
-        self.log.append(self.names.events, job.encode(), event.model_dump_json(exclude_none=True).encode(), ())
+        value = event.model_dump_json(exclude_none=True).encode()
+        MemoryPublisher(self.log).publish(self.names.events, key=job.encode(), value=value).result()
 
     def play(self, ends: Callable[[str], EventType]) -> Callable[[float], None]:
         """Return a sleep in which workers end every job that was sent back and has not ended."""
@@ -128,11 +131,11 @@ class Rig:
         made, text = plan(wish, self.desk.letters(self.desk.dead()), lambda kinds: {})
         return state.create(self.blobs, made, text)
 
-    def runner(self, identity: str, pace: Pace = Pace(), **more: Any) -> Runner:
+    def runner(self, identity: str, pace: Pace | None = None, **more: Any) -> Runner:
         """Return a runner as a process of its own has it: nothing is known but what is kept."""
         desk = more.pop("desk", None) or self.fresh()
         given = {"sleep": self.sleep, "clock": lambda: self.time.timestamp()} | more
-        return Runner(desk, state.load(desk.blobs, identity), pace, **given)
+        return Runner(desk, state.load(desk.blobs, identity), pace or Pace(), **given)
 
 
 def headers(entry: Entry) -> dict[str, bytes | None]:

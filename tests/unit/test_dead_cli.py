@@ -1,0 +1,231 @@
+"""`tape dead`, as a person at 3 am and as a script; the queue is in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dead_rig import Rig
+
+from producers.cli import main
+from producers.cli.exits import Exit
+from producers.dead.desk import Desk
+from producers.memory import MemoryPorts
+from schemas.event import EventType
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def rows(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    @property
+    def row(self) -> Any:
+        (row,) = self.rows
+        return row
+
+
+Tape = Callable[..., Result]
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Rig:
+    import os
+
+    for name in [name for name in os.environ if name.startswith("TAPE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TAPE_HOME", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+    rig = Rig()
+    monkeypatch.setattr(Desk, "open", lambda settings: rig.fresh("eve@desk"))
+    return rig
+
+
+@pytest.fixture
+def tape(capfd: pytest.CaptureFixture[str]) -> Tape:
+    def run(*argv: str) -> Result:
+        capfd.readouterr()
+        code = main(["dead", *argv], ports=MemoryPorts())
+        found = capfd.readouterr()
+        return Result(code, found.out, found.err)
+
+    return run
+
+
+def fill(rig: Rig) -> None:
+    for number in range(6):
+        rig.bury(f"job-{number}", code="TAPE-6003" if number < 4 else "TAPE-5002")
+    rig.bury("train-1", "training", body={"params": {"base": "builtin:b"}, "tenant": "acme"})
+
+
+class TestLook:
+    def test_ls_is_json_in_a_pipe_and_a_table_on_request(self, rig: Rig, tape: Tape) -> None:
+        fill(rig)
+        found = tape("ls", "--code", "TAPE-6003")
+        assert (found.code, len(found.rows)) == (Exit.OK, 5)
+        assert found.rows[0]["class"] == "resource"
+        assert "next: tape dead ls --by code" in found.err
+        table = tape("ls", "--output", "table").out
+        assert table.split("\n", 1)[0].split()[:4] == ["JOB", "KIND", "CODE", "CLASS"]
+        assert "out of memory" in table
+
+    def test_ls_by_code(self, rig: Rig, tape: Tape) -> None:
+        fill(rig)
+        first, second = tape("ls", "--by", "code").rows
+        assert (first["code"], first["letters"], first["kinds"]) == ("TAPE-6003", 5, "inference, training")
+        assert (second["code"], second["problem"]) == ("TAPE-5002", "the store does not answer")
+        for by in ("class", "kind", "tenant", "model", "status"):
+            assert sum(row["letters"] for row in tape("ls", "--by", by).rows) == 7
+
+    def test_ls_of_nothing(self, rig: Rig, tape: Tape) -> None:
+        found = tape("ls")
+        assert (found.code, found.out) == (Exit.OK, "")
+        assert "no dead letters" in found.err
+        assert tape("ls", "--output", "table").code == Exit.OK
+
+    def test_limit(self, rig: Rig, tape: Tape) -> None:
+        fill(rig)
+        found = tape("ls", "--limit", "2")
+        assert len(found.rows) == 2
+        assert "the newest 2 are shown" in found.err
+
+    @pytest.mark.parametrize(
+        ("argv", "code", "told"),
+        [
+            (["ls", "--by", "colour"], Exit.USAGE, "use one of code, class"),
+            (["ls", "--class", "bad"], Exit.USAGE, "crashed, dependency"),
+            (["ls", "--text", "/(/"], Exit.USAGE, "no regular expression"),
+            (["ls", "--attempt", "x"], Exit.USAGE, ">=3"),
+            (["ls", "--since", "yesterday"], Exit.USAGE, "--since"),
+            (["ls", "--until", "1h", "--older", "1h"], Exit.USAGE, "--older"),
+            (["ls", "--kind", "nonsense"], Exit.NOT_FOUND, "tape.dead.inference"),
+            (["ls", "--kind", "a", "--topic", "b"], Exit.USAGE, "--topic"),
+            (["show", "nobody"], Exit.NOT_FOUND, "TAPE-2005"),
+            (["show", "tape.dead.inference/0/9"], Exit.NOT_FOUND, "TAPE-2005"),
+            (["discard", "--reason", "x"], Exit.USAGE, "every dead letter"),
+            (["discard", "nobody", "--reason", "x"], Exit.NOT_FOUND, "tape dead ls --all"),
+            (["import", "none.jsonl", "--reason", "x"], Exit.NOT_FOUND, "TAPE-2003"),
+            (["redrive", "run", "nobody"], Exit.NOT_FOUND, "TAPE-2006"),
+            (["redrive", "status", "../x"], Exit.NOT_FOUND, "TAPE-2006"),
+            (["redrive", "halt", "nobody"], Exit.NOT_FOUND, "TAPE-2006"),
+            (["redrive", "plan", "--patch", "none.json"], Exit.NOT_FOUND, "TAPE-2003"),
+        ],
+    )
+    def test_mistakes_are_told_with_a_way_out(
+        self, rig: Rig, tape: Tape, argv: list[str], code: Exit, told: str
+    ) -> None:
+        found = tape(*argv)
+        assert (found.code, found.out) == (code, "")
+        assert told in found.err
+        assert "way out:" in found.err
+
+    def test_show(self, rig: Rig, tape: Tape) -> None:
+        fill(rig)
+        found = tape("show", "job-0")
+        assert found.row["job"] == "job-0"
+        assert json.loads(found.row["value"])["params"]["model"] == "builtin:m"
+        assert "next: tape dead redrive plan job-0" in found.err
+        people = tape("show", "job-0", "--output", "table").out
+        assert "use a smaller batch, or a bigger machine" in people
+        tape("discard", "job-0", "--reason", "no", "--yes")
+        assert "--undo" in tape("show", "job-0").err
+
+
+class TestDecide:
+    def test_discard_and_undo_and_audit(self, rig: Rig, tape: Tape) -> None:
+        fill(rig)
+        assert tape("discard", "--code", "TAPE-5002", "--reason", "x", "--dry-run").row == {
+            "would discard": 2, "codes": {"TAPE-5002": 2},
+        }  # fmt: skip
+        refused = tape("discard", "--code", "TAPE-5002", "--reason", "x")
+        assert (refused.code, "--yes" in refused.err) == (Exit.USAGE, True)
+        assert tape("discard", "--code", "TAPE-5002", "--reason", "old", "--yes").row["discarded"] == 2
+        assert len(tape("ls").rows) == 5
+        assert len(tape("ls", "--all").rows) == 7
+        assert len(tape("ls", "--status", "discarded").rows) == 2
+        first, second = tape("audit").rows
+        assert (first["by"], first["became"], first["reason"]) == ("eve@desk", "discarded", "old")
+        assert {first["job"], second["job"]} == {"job-4", "job-5"}
+        assert tape("discard", "job-4", "--undo", "--reason", "oh", "--yes").row["restored"] == 1
+        assert len(tape("ls").rows) == 6
+        assert tape("audit", "--by", "bob").out == ""
+
+    def test_export_mend_import(self, rig: Rig, tape: Tape, tmp_path: Path) -> None:
+        fill(rig)
+        file = tmp_path / "out.jsonl"
+        assert tape("export", "--kind", "inference", "--file", str(file)).code == Exit.OK
+        assert len(tape("export").rows) == 7
+        file.write_text(file.read_text().replace('\\"hi\\"', '\\"ho\\"', 1))
+        found = tape("import", str(file), "--reason", "mended", "--yes")
+        assert (found.code, found.row["sent back"], found.row["mended"]) == (Exit.OK, 6, 1)
+        again = tape("import", str(file), "--reason", "mended", "--yes")
+        assert (again.code, again.row["sent back"]) == (Exit.INVALID, 0)
+        assert sum(rig.moved().values()) == 6
+
+
+class TestRedrive:
+    def test_plan_run_status_ls(self, rig: Rig, tape: Tape) -> None:
+        fill(rig)
+        plan = tape("redrive", "plan", "--code", "TAPE-6003", "--reason", "bigger machines")
+        name = plan.row["id"]
+        assert (plan.row["letters"], plan.row["by kind"]) == (5, {"inference": 4, "training": 1})
+        assert plan.row["gpu seconds"] == "unknown (5 unknown)"
+        assert f"next: tape dead redrive run {name} --canary 1" in plan.err
+        assert rig.moved() == {}
+        assert tape("redrive", "resume", name).code == Exit.INVALID
+        done = tape("redrive", "run", name)
+        assert (done.code, done.row["state"], done.row["moved"]) == (Exit.OK, "done", 5)
+        assert "done: 5 of 5 moved" in done.err
+        rig.tell("job-0", EventType.DEAD)
+        seen = tape("redrive", "status", name)
+        assert (seen.row["moved"], seen.row["ended"], seen.row["failures"]) == (5, 1, ["job-0"])
+        assert [note["what"].split(":")[0] for note in seen.row["notes"]] == ["planned 5 letters", "began", "done"]
+        assert [row["id"] for row in tape("redrive", "ls").rows] == [name]
+        assert "nothing is moved twice" in tape("redrive", "run", name).err
+        assert sum(rig.moved().values()) == 5
+        assert {row["redrive"] for row in tape("audit").rows} == {name}
+        assert "job-0" in tape("redrive", "status", name, "--output", "table").out
+
+    def test_a_plan_for_nothing_is_not_kept(self, rig: Rig, tape: Tape) -> None:
+        found = tape("redrive", "plan")
+        assert (found.code, found.row["letters"], found.row["id"]) == (Exit.OK, 0, None)
+        assert "no redrives yet" in tape("redrive", "ls").err
+
+    def test_a_halted_one_says_so_by_its_exit_code(self, rig: Rig, tape: Tape) -> None:
+        fill(rig)
+        name = tape("redrive", "plan").row["id"]
+        assert tape("redrive", "halt", name, "--reason", "wait").row["state"] == "halted"
+        refused = tape("redrive", "run", name)
+        assert (refused.code, f"tape dead redrive resume {name}" in refused.err) == (Exit.INVALID, True)
+        assert tape("redrive", "status", name).code == Exit.PARTLY
+        assert tape("redrive", "resume", name).row["moved"] == 7
+
+    def test_a_patch_that_nothing_takes(self, rig: Rig, tape: Tape, tmp_path: Path) -> None:
+        fill(rig)
+        patch = tmp_path / "patch.json"
+        patch.write_text('[{"op": "replace", "path": "/params/prompt", "value": "x"}]')
+        found = tape("redrive", "plan", "--patch", str(patch))
+        assert (found.row["letters"], found.row["skipped"]) == (6, {"the patch does not apply": 1})
+        patch.write_text('[{"op": "explode", "path": "/a"}]')
+        refused = tape("redrive", "plan", "--patch", str(patch))
+        assert (refused.code, "TAPE-1012" in refused.err) == (Exit.INVALID, True)
+
+    def test_a_topic_of_another_system(self, rig: Rig, tape: Tape) -> None:
+        rig.log.create("orders", 1)
+        rig.log.create("orders-dlt", 1)
+        rig.append("orders-dlt", b"k", b"v", [("kafka_dlt-original-topic", b"orders"),
+                   ("kafka_dlt-exception-fqcn", b"com.acme.Slow")])  # fmt: skip
+        assert tape("ls", "--topic", "orders-dlt").row["code"] == "Slow"
+        name = tape("redrive", "plan", "--topic", "orders-dlt").row["id"]
+        assert tape("redrive", "run", name, "--canary", "1").row["moved"] == 1
+        assert len(rig.entries("orders")) == 1
+        assert tape("ls", "--topic", "orders-dlt").out == ""
