@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from enum import StrEnum
 
 from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
@@ -68,13 +69,16 @@ class Past(Open):
     def after(self, last: Try) -> Past:
         """Return the past once `last` has ended too; the first try and the newest are kept.
 
-        An unbroken wait for a dependency is one try, from its first moment to its newest word: an outage must not push
-        the story of the real attempts out.
+        An unbroken wait for a dependency is one try: an outage must not push the story of the real attempts out. Its
+        `started_at` says since when the job waits, moved on by the time for which it ran in between.
         """
         before = self.tries
-        if last.waited and before and before[-1].waited:
-            since = before[-1].started_at or before[-1].ended_at
-            last, before = last.model_copy(update={"started_at": since}), before[:-1]
+        if last.waited:
+            since = last.ended_at
+            if before and before[-1].waited:
+                ran = max(last.ended_at - (last.started_at or last.ended_at), timedelta())
+                since, before = (before[-1].started_at or before[-1].ended_at) + ran, before[:-1]
+            last = last.model_copy(update={"started_at": min(since, last.ended_at)})
         tries = (*before, last)
         if len(tries) > KEPT:
             tries = (tries[0], *tries[-(KEPT - 1) :])

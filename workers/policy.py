@@ -60,10 +60,13 @@ POLICIES: dict[str, Policy] = {
 """The policies of the kinds that ship with Tickertape; `Policy()` for any other."""
 
 
-def policy(kind: str, *, default: int | None = None, asked: int | None = None) -> Policy:
-    """Return the policy for a job of `kind`: `default` is the kind's own limit of attempts, `asked` the request's."""
-    found = POLICIES.get(kind, Policy())
-    wanted = asked or default or found.attempts
+def policy(kind: str, *, default: int | None = None, asked: int | None = None, own: Policy | None = None) -> Policy:
+    """Return the policy for a job of `kind`: `default` is the kind's limit of attempts, `asked` the request's.
+
+    `own` is the policy that the kind itself declares; then `default` says nothing.
+    """
+    found = own or POLICIES.get(kind, Policy())
+    wanted = asked or (None if own else default) or found.attempts
     return replace(found, attempts=min(max(wanted, 1), LIMIT))
 
 
@@ -120,8 +123,9 @@ def decide(
 ) -> Decision:
     """Return what follows the failure of attempt number `attempt` (from 1; what exceeds the past died with a worker).
 
-    `chance` is uniform in [0, 1). `advanced`: the attempt left a newer checkpoint than it found. A dependency's
-    `retry_after` (seconds, in the failure's place) is the least delay, as far as `wait_s` goes.
+    `now` is when this attempt began: up to then the job had waited. `chance` is uniform in [0, 1). `advanced`: the
+    attempt left a newer checkpoint than it found. A dependency's `retry_after` (seconds, in the failure's place) is
+    the least delay, as far as `wait_s` goes.
     """
     if failure.failure is FailureClass.INVALID:
         return Bury("the input is invalid")

@@ -12,7 +12,20 @@ from hypothesis import strategies as st
 from schemas.errors import FailureClass
 from schemas.outcome import Failure
 from schemas.past import HINT, KEPT, Hint, Past, Try, read, write
-from workers.policy import LIMIT, POLICIES, Bury, Decision, Fail, Policy, Postpone, Retry, asked_s, decide, policy
+from workers.policy import (
+    LIMIT,
+    POLICIES,
+    Bury,
+    Decision,
+    Fail,
+    Policy,
+    Postpone,
+    Retry,
+    asked_s,
+    decide,
+    policy,
+    waited_s,
+)
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SPENDING = [FailureClass.TRANSIENT, FailureClass.RESOURCE, FailureClass.CRASHED, FailureClass.TIMEOUT]
@@ -258,3 +271,14 @@ def test_waiting_does_not_push_the_attempts_out_of_the_past() -> None:
         past = past.after(waits)
     assert len(past.tries) == 4 < KEPT
     assert (past.tries[-1].started_at, past.tries[-1].ended_at) == (start, start + timedelta(minutes=99))
+
+
+def test_the_time_a_job_runs_is_no_waiting() -> None:
+    past, now, failure = Past(), NOW, failed(FailureClass.DEPENDENCY)
+    for _ in range(10):  # it runs for ten hours, its dependency goes away, and it waits for one
+        begun, now = now, now + timedelta(hours=10)
+        waits = tried(failure, spent=False, ended=now).model_copy(update={"started_at": begun})
+        assert isinstance(asked(past, failure, now=begun), Postpone)
+        past, now = past.after(waits), now + timedelta(hours=1)
+    assert waited_s(past, now) == 10 * 3600
+    assert len(past.tries) == 1
