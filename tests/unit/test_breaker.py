@@ -5,110 +5,22 @@ from __future__ import annotations
 import random
 import threading
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
+from breaker_rig import CLOSED, HALF, NOW, OPEN, RULES, Fleet, Member, away
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from schemas.control import Breaker, BreakerState, Cancel, Drain, key, read
-from schemas.errors import FailureClass, InvalidError, TapeError, UnavailableError
+from schemas.errors import FailureClass
 from schemas.outcome import Failure
 from schemas.past import Past, Try
-from workers.breaker import KEPT, YOUNG_S, Allowed, Breakers, Disposition, Paused, Probe, Rules
-from workers.guard import Guard
-
-NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
-RULES = Rules(spread_s=2.0)
-CLOSED, OPEN, HALF = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
-
-
-def away(text: str = "the store does not answer", code: str = "TAPE-5002") -> Failure:
-    return Failure(failure=FailureClass.DEPENDENCY, code=code, message=text)
+from workers.breaker import KEPT, YOUNG_S, Allowed, Disposition, Paused, Probe
 
 
 def failed(kind: FailureClass, text: str = "odd") -> Failure:
     return Failure(failure=kind, code="TAPE-6001", message=text)
-
-
-@dataclass
-class Log:
-    """A control topic of one partition."""
-
-    records: list[Breaker] = field(default_factory=list)
-    lost: bool = False
-
-    def publish(self, message: Breaker) -> None:
-        if self.lost:
-            raise UnavailableError("the buffer is full", code="TAPE-5004")
-        self.records.append(message)
-
-    def compact(self) -> list[Breaker]:
-        return list({message.dependency: message for message in self.records}.values())
-
-
-class Member:
-    """One worker of the fleet: its breakers, its clocks and how far it has read."""
-
-    def __init__(self, name: str, log: Log, clock: Callable[[], float], skew_s: float = 0.0) -> None:
-        self.name, self.log, self.at = name, log, 0
-        self.skew = timedelta(seconds=skew_s)
-        self.breakers = Breakers(
-            name,
-            lambda: NOW + timedelta(seconds=clock()) + self.skew,
-            log.publish,
-            clock=clock,
-            chance=lambda: 0.5,
-            rules=RULES,
-        )
-
-    def catch_up(self, count: int | None = None) -> None:
-        while self.at < len(self.log.records) and (count is None or count > 0):
-            self.breakers.apply(self.log.records[self.at])
-            self.at += 1
-            count = None if count is None else count - 1
-
-    def state(self, name: str = "store") -> BreakerState:
-        found = self.breakers.states().get(name)
-        return found.state if found else CLOSED
-
-
-class Fleet:
-    """Some workers on one log and one clock."""
-
-    def __init__(self, size: int = 2, skews: tuple[float, ...] = ()) -> None:
-        self.time, self.log = 0.0, Log()
-        given_ = (*skews, *([0.0] * size))[:size]
-        self.members = [Member(f"w{number}", self.log, self.clock, skew) for number, skew in enumerate(given_)]
-
-    def clock(self) -> float:
-        return self.time
-
-    def settle(self) -> None:
-        while any(member.at < len(self.log.records) for member in self.members):
-            for member in self.members:
-                member.catch_up()
-
-    def states(self, name: str = "store") -> set[BreakerState]:
-        return {member.state(name) for member in self.members}
-
-    def outage(self, name: str = "store") -> None:
-        for number in range(RULES.jobs):
-            self.members[0].breakers.report(f"j{number}", name, away())
-        self.settle()
-
-    def half_open(self, name: str = "store") -> tuple[Member, Probe]:
-        """Let the pause pass and return the worker that holds the probe."""
-        self.time += RULES.cap_s + RULES.spread_s
-        for member in self.members:
-            assert isinstance(member.breakers.allowed([name]), Paused)
-        self.settle()
-        found = [(member, member.breakers.allowed([name])) for member in self.members]
-        ((holder, probe),) = [(member, answer) for member, answer in found if isinstance(answer, Probe)]
-        return holder, probe
 
 
 # What opens
@@ -511,129 +423,3 @@ def test_the_disposition_tells_outage_from_poison() -> None:
     fleet.outage()
     assert one.disposition(away(), past_of(("w9", away()))) is Disposition.OUTAGE
     assert one.disposition(odd, Past()) is Disposition.NONE
-
-
-# Messages
-
-
-def test_control_messages_are_told_apart_by_their_action() -> None:
-    cancel = Cancel(job="j", time=NOW)
-    drain = Drain(worker="w", time=NOW)
-    breaker = Breaker(dependency="store", state=OPEN, epoch=1, worker="w", since=NOW)
-    for message in (cancel, drain, breaker):
-        assert read(message.model_dump_json().encode()) == message
-    assert [key(message) for message in (cancel, drain, breaker)] == ["j", "drain:w", "breaker:store"]
-    assert read(b'{"job": "j", "time": "2026-03-01T12:00:00Z"}') == cancel
-    assert read(None) is None
-    assert read(b'{"action": "promote", "model": "m"}') is None
-    assert read(b'{"action": 7}') is None
-
-
-@pytest.mark.parametrize("value", [b"", b"[]", b"\xff", b'{"action": "drain"}', b'{"action": "breaker", "epoch": 0}'])
-def test_a_control_message_that_cannot_be_read_says_so(value: bytes) -> None:
-    with pytest.raises(InvalidError):
-        read(value)
-
-
-# Single calls
-
-
-class Calls:
-    """A dependency, a clock, and a guard between."""
-
-    def __init__(self) -> None:
-        self.time, self.made = 0.0, 0
-        self.error: Exception | None = None
-        self.told: list[TapeError | None] = []
-        self.guard = Guard("judge", failures=3, reset_s=10.0, told=self.told.append, clock=lambda: self.time)
-
-    def once(self) -> str:
-        self.made += 1
-        if self.error:
-            raise self.error
-        return "ok"
-
-    def attempt(self) -> str:
-        try:
-            return self.guard.call(self.once)
-        except TapeError as error:
-            return error.code
-        except Exception as error:
-            return type(error).__name__
-
-
-def test_calls_are_refused_after_several_failures_and_tried_again_later() -> None:
-    calls = Calls()
-    calls.error = ConnectionRefusedError(111, "refused")
-    assert [calls.attempt() for _ in range(5)] == ["ConnectionRefusedError"] * 3 + ["TAPE-5010"] * 2
-    assert calls.made == 3
-    calls.time += 4
-    with pytest.raises(UnavailableError) as caught:
-        calls.guard.call(calls.once)
-    assert caught.value.place == {"dependency": "judge", "retry_after": 6.0}
-    calls.time += 6
-    assert calls.attempt() == "ConnectionRefusedError"  # one call tried it
-    assert calls.attempt() == "TAPE-5010"
-    calls.time += 10
-    calls.error = None
-    assert [calls.attempt() for _ in range(2)] == ["ok", "ok"]
-    assert calls.guard.state == "closed"
-    assert [error.code if error else None for error in calls.told] == ["TAPE-5007"] * 4 + [None] * 2
-
-
-@pytest.mark.parametrize("error", [KeyError("x"), FileNotFoundError(2, "gone"), InvalidError("no")])
-def test_an_answer_that_is_an_error_shows_that_the_dependency_is_there(error: Exception) -> None:
-    calls = Calls()
-    calls.error = error
-    for _ in range(10):
-        calls.attempt()
-    assert (calls.made, calls.guard.state, set(calls.told)) == (10, "closed", {None})
-
-
-def test_threads_share_the_state_and_do_not_wait_for_each_other() -> None:
-    calls = Calls()
-    inside, go, found = threading.Barrier(3), threading.Event(), []
-
-    def slow() -> str:
-        inside.wait(timeout=10)  # both threads are in a call at the same time
-        go.wait(timeout=10)
-        raise ConnectionResetError("gone")
-
-    def work() -> None:
-        with pytest.raises(ConnectionResetError):
-            calls.guard.call(slow)
-        found.append(calls.guard.state)
-
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    inside.wait(timeout=10)
-    go.set()
-    for thread in threads:
-        thread.join()
-    calls.error = ConnectionResetError("gone")
-    assert calls.attempt() == "ConnectionResetError"
-    assert calls.attempt() == "TAPE-5010"
-
-
-def test_one_thread_tries_while_the_others_are_refused() -> None:
-    calls = Calls()
-    calls.error = ConnectionResetError("gone")
-    for _ in range(3):
-        calls.attempt()
-    calls.time += 10
-    calls.error = None
-    inside, go = threading.Event(), threading.Event()
-
-    def slow() -> str:
-        inside.set()
-        assert go.wait(timeout=10)
-        return "ok"
-
-    thread = threading.Thread(target=lambda: calls.guard.call(slow))
-    thread.start()
-    assert inside.wait(timeout=10)
-    assert calls.attempt() == "TAPE-5010"
-    go.set()
-    thread.join()
-    assert calls.attempt() == "ok"
