@@ -11,7 +11,7 @@ from producers.dead.letter import Letter
 from producers.request import event_message
 from schemas import past
 from schemas.dead import ORIGINAL, Became, Fate
-from schemas.errors import InvalidError
+from schemas.errors import FailureClass, InvalidError
 from schemas.event import Event, EventType
 from schemas.ids import derived_id
 from schemas.topics import Names
@@ -68,7 +68,9 @@ def _headers(letter: Letter, replay: int) -> list[tuple[str, bytes | None]]:
     if letter.lane is None:  # of ours, a stranger's topic gets only what guards against loops
         kept = [header for header in kept if header[0] != past.REPLAY]
         return [*kept, (past.REPLAY, str(replay).encode())]
-    tries = tuple(one.model_copy(update={"spent": False}) for one in letter.past.tries)
+    # What was tried is told, but counts no more; a wait for a dependency that is told would be one that goes on.
+    tried = [one for one in letter.past.tries if one.failure is not FailureClass.DEPENDENCY]
+    tries = tuple(one.model_copy(update={"spent": False}) for one in tried)
     return list(past.write(kept, past.Past(spent=0, replays=replay, tries=tries)))
 
 

@@ -210,6 +210,16 @@ class TestBack:
         assert (event["type"], event["redrive"], event["job"]) == ("queued", 2, "a")
         assert (event["tenant"], event["labels"]) == ("acme", {"a": "b"})
 
+    def test_a_wait_that_was_too_long_begins_anew(self) -> None:
+        rig = Rig()
+        crash, wait = (
+            Try(attempt=2, ended_at=START, worker="w", failure=failure, code="TAPE-6001", spent=spent)
+            for failure, spent in (("crashed", True), ("dependency", False))
+        )
+        rig.bury("a", code="TAPE-5002", past=Past(spent=1, tries=(crash, wait)))
+        rig.runner(rig.plan().redrive.plan.id).run()
+        assert [one["failure"] for one in json.loads(headers(rig.jobs()[0])["tape-past"] or b"")] == ["crashed"]
+
     def test_a_foreign_record_goes_back_without_a_word_to_our_events(self) -> None:
         rig = Rig()
         rig.log.create("orders", 5)
