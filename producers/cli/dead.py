@@ -69,17 +69,16 @@ def listed(
             counts[letter.status] += 1
             if everything or letter.status in (status or ["waiting"]):
                 rows.append(letter.row() | ({"model": letter.model} if by == "model" else {}))
+    ordered = sorted(rows, key=lambda row: row["died"])
     if by is not None:
-        groups = _grouped(rows, by)
-        shell.output.rows(groups, (by, *GROUPED))
+        shell.output.rows(_grouped(ordered, by), (by, *GROUPED))
     else:
-        ordered = sorted(rows, key=lambda row: row["died"])
         shell.output.rows([_short(row) for row in ordered] if shell.output.table else ordered, COLUMNS)
     total = sum(counts[name] for name in (counts if everything else status or ["waiting"]))
     told = ", ".join(f"{count:,} {name}" for name, count in counts.most_common()) or "no dead letters"
     shell.output.note(told + (f"; the newest {limit} are shown, raise --limit" if not by and total > limit else ""))
     if counts["waiting"]:
-        example = rows[-1]["job"] if rows else "JOB"
+        example = ordered[-1]["job"] if ordered else "JOB"
         shell.output.next(*([] if by else ["tape dead ls --by code"]), f"tape dead show {example}")
 
 
@@ -230,7 +229,7 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _grouped(rows: deque[dict[str, Any]], by: str) -> list[dict[str, Any]]:
+def _grouped(rows: list[dict[str, Any]], by: str) -> list[dict[str, Any]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(str(row[by]), []).append(row)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 COLUMNS = ("id", "state", "letters", "moved", "ended", "failed", "created", "by", "reason")
 SILENT = timedelta(seconds=30)
 """A runner that has not saved its state for so long is taken for dead."""
-NOTE_S = 2.0
+NOTE_S, STILL_S = 2.0, 30.0
+"""How often a run tells how far it is, and that nothing has changed."""
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The redrive's id.")]
 Canary = Annotated[int | None, typer.Option(min=0, help="Send so many first, and wait for their outcomes.")]
@@ -66,11 +67,14 @@ def plan(
         made, text = make(wish, letters, lambda kinds: costs(found.follower, found.names, kinds, found.now()))
         if made.letters:
             state.create(found.blobs, made, text)
-    shell.output.record(described(made))
+    row = described(made)
+    if shell.output.table:
+        row = {name: _counts(value) for name, value in row.items() if value not in (None, "", {})}
+    shell.output.record(row)
     if not made.letters:
         shell.output.note("nothing to send back, so no plan was kept; look at `tape dead ls --all`")
         return
-    canary = min(10, max(1, made.letters // 100))
+    canary = min(made.letters, 10, max(3, made.letters // 100))
     shell.output.next(f"tape dead redrive run {made.id} --canary {canary} --rate 50 --halt-above 20")
 
 
@@ -187,12 +191,19 @@ def told(redrive: Redrive) -> dict[str, Any]:
         "canary": redrive.canary,
         "rate": redrive.rate,
         "halt above": f"{redrive.halt_above:g} %",
-        "created": redrive.plan.created_at,
-        "updated": redrive.updated_at,
+        "created": redrive.plan.created_at.replace(microsecond=0),
+        "updated": redrive.updated_at.replace(microsecond=0),
         "runner": redrive.runner,
         "by": redrive.plan.by,
         "reason": redrive.plan.reason,
     }
+
+
+def _counts(value: Any) -> Any:
+    """Counts by name as a person reads them; anything else as it is."""
+    if isinstance(value, dict) and all(isinstance(count, int) for count in value.values()):
+        return ", ".join(f"{count:,} {name}" for name, count in value.items())
+    return value
 
 
 def _pace(
@@ -245,12 +256,10 @@ def _reporter(shell: Shell) -> Callable[[Redrive], None]:
 
     def report(redrive: Redrive) -> None:
         before = last[0] if last else None
-        if (
-            before
-            and before.phase == redrive.phase
-            and (redrive.updated_at - before.updated_at).total_seconds() < NOTE_S
-        ):
-            return
+        if before is not None and before.phase == redrive.phase:
+            same = (before.moved, before.settled, before.failed) == (redrive.moved, redrive.settled, redrive.failed)
+            if (redrive.updated_at - before.updated_at).total_seconds() < (STILL_S if same else NOTE_S):
+                return
         last[:] = [redrive]
         shell.output.note(
             f"{redrive.phase}: {redrive.moved:,} of {redrive.plan.letters:,} moved, {redrive.settled:,} ended, "
@@ -265,9 +274,12 @@ def _next(shell: Shell, redrive: Redrive, failures: list[str]) -> None:
     if redrive.phase == "planned":
         shell.output.next(f"tape dead redrive run {name} --canary 5 --rate 50")
     elif redrive.phase == "halted":
-        shell.output.next("tape dead ls --by code --since 1h", f"tape dead redrive resume {name}")
+        shell.output.next(
+            *(f"tape dead show {job}" for job in failures[:1]), "tape dead ls --by code --since 1h",
+            f"tape dead redrive resume {name}  (with the same plan; or make another)",
+        )  # fmt: skip
     elif redrive.phase == "done":
-        shell.output.next(*([f"tape dead show {failures[0]}"] if failures else [f"tape dead redrive status {name}"]))
+        shell.output.next(f"tape dead show {failures[0]}" if failures else "tape dead audit --since 1h")
     elif datetime.now(UTC) - redrive.updated_at > SILENT:
         shell.output.note(f"its runner {redrive.runner} has been silent for more than {SILENT.seconds} s")
         shell.output.next(f"tape dead redrive resume {name}")

@@ -21,14 +21,14 @@ def line(letter: Letter) -> dict[str, Any]:
         "letter": str(letter.place),
         "job": letter.job,
         "kind": letter.kind,
-        "class": str(letter.origin.failure),
-        "code": letter.origin.code,
-        "message": letter.origin.message,
         "target": letter.origin.target,
-        "timestamp_ms": letter.record.timestamp_ms,
         "key": pack(letter.record.key),
         "value": pack(letter.record.value),
         "sha256": digest(letter.record.value),
+        "class": str(letter.origin.failure),
+        "code": letter.origin.code,
+        "message": letter.origin.message,
+        "timestamp_ms": letter.record.timestamp_ms,
         "headers": [[name, pack(raw)] for name, raw in letter.record.headers],
     }
 

@@ -9,9 +9,11 @@ from typing import Any
 from producers.dead import origin
 from producers.dead.export import pack
 from producers.dead.letter import Letter
-from schemas.dead import HEADER
+from schemas.dead import ORIGINAL
 from schemas.errors import CODES
 from schemas.past import OWN
+
+MENDED = "mended from"
 
 
 def people(letter: Letter, limit: int) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def people(letter: Letter, limit: int) -> dict[str, Any]:
         how = f" to {fate.target}, redrive {fate.redrive or 'by hand'}" if fate.target else ""
         found[fate.became.value] = f"{_time(fate.time)} by {fate.by}{how}{why}"
     kept = [(name, raw) for name, raw in origin.original(letter.record.headers) if name not in OWN]
-    found |= {f"header {name}": _text(raw, 400) for name, raw in kept if not name.startswith(HEADER)}
+    found |= {MENDED if name == ORIGINAL else f"header {name}": _text(raw, 400) for name, raw in kept}
     found["payload"] = _payload(letter, limit)
     found["detail"] = (letter.origin.detail or "")[-limit:]
     return {name: value for name, value in found.items() if value not in (None, "", {})}

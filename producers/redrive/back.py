@@ -8,12 +8,12 @@ from typing import Any
 
 from producers.dead import origin
 from producers.dead.letter import Letter
+from producers.redrive.watch import queued_id
 from producers.request import event_message
 from schemas import past
 from schemas.dead import ORIGINAL, Became, Fate
 from schemas.errors import FailureClass, InvalidError
 from schemas.event import Event, EventType
-from schemas.ids import derived_id
 from schemas.topics import Names
 from wire.transact import Outgoing
 
@@ -54,7 +54,7 @@ def back(letter: Letter, value: bytes | None, errand: Errand, *, mended: bool) -
         time=errand.now,
     )
     headers = _headers(letter, fate.replay)
-    if mended:
+    if mended and not any(name == ORIGINAL for name, _ in headers):  # mended twice: the first is the original
         headers.append((ORIGINAL, str(letter.place).encode()))
     ours = letter.lane is not None
     same = letter.origin.target == letter.origin.topic
@@ -77,7 +77,7 @@ def _headers(letter: Letter, replay: int) -> list[tuple[str, bytes | None]]:
 def _queued(letter: Letter, fate: Fate, names: Names) -> Outgoing:
     kind, lane = letter.lane or (letter.kind, "bulk")
     event = Event(
-        id=derived_id(letter.job, EventType.QUEUED, "redrive", fate.letter, str(fate.replay)),
+        id=queued_id(letter.job, fate.letter, fate.replay),
         type=EventType.QUEUED,
         job=letter.job,
         kind=kind,

@@ -104,8 +104,8 @@ class Runner:
     def _follow(self, lines: Iterable[Line], stack: ExitStack) -> None:
         for line in lines:
             if ours(self._desk.names, line.target):
-                self._watch.expect(line.job, line.replays + 1)
-        if self._watch.replays:
+                self._watch.expect(line.job, line.letter, line.replays + 1)
+        if self._watch.marks:
             since = (self._kept.redrive.started_at or self._desk.now()) - SLACK
             self._feed = stack.enter_context(self._desk.follower.follow(self._desk.names.events, since=since))
 

@@ -28,7 +28,7 @@ def survey(desk: Desk, redrive: Redrive) -> Survey:
     watch = Watch()
     told = [fate for fate in fates if ours(desk.names, fate.target)]
     for fate in told:
-        watch.expect(fate.job, fate.replay)
+        watch.expect(fate.job, fate.letter, fate.replay)
     if told and redrive.started_at is not None:
         try:
             with desk.follower.read(desk.names.events, since=redrive.started_at - SLACK) as feed:

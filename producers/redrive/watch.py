@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from schemas.errors import InvalidError
 from schemas.event import FINAL, STATE_OF, Event, EventType, State
+from schemas.ids import derived_id
 from schemas.topics import Names
 from wire.follow import Received
 
@@ -29,18 +30,24 @@ class Tally:
         return self.moved - self.settled
 
 
+def queued_id(job: str, letter: str, replay: int) -> str:
+    """Return the id of the event that says that a letter's job is queued again."""
+    return derived_id(job, EventType.QUEUED, "redrive", letter, str(replay))
+
+
 @dataclass
 class Watch:
     """Ends of jobs, counted from the event that tells of their redrive: all before it is of an earlier life."""
 
-    replays: dict[str, int] = field(default_factory=dict)
+    marks: dict[str, str] = field(default_factory=dict)
     _armed: set[str] = field(default_factory=set)
     _ends: dict[str, State] = field(default_factory=dict)
 
-    def expect(self, job: str, replay: int) -> None:
-        """Look out for a job's end after its `replay`-th return."""
-        if self.replays.get(job) != replay:
-            self.replays[job] = replay
+    def expect(self, job: str, letter: str, replay: int) -> None:
+        """Look out for a job's end after its `replay`-th return, by this letter."""
+        mark = queued_id(job, letter, replay)
+        if self.marks.get(job) != mark:
+            self.marks[job] = mark
             self._armed.discard(job)
             self._ends.pop(job, None)
 
@@ -48,14 +55,14 @@ class Watch:
         """Read a batch of events, in their order."""
         for record in batch:
             job = (record.key or b"").decode("utf-8", "replace")
-            replay = self.replays.get(job)
-            if replay is None or record.value is None or job in self._ends:
+            mark = self.marks.get(job)
+            if mark is None or record.value is None or job in self._ends:
                 continue
             try:
                 event = Event.model_validate_json(record.value)
             except ValueError:
                 continue
-            if event.type is EventType.QUEUED and event.redrive == replay:
+            if event.id == mark:
                 self._armed.add(job)
             state = STATE_OF[event.type]
             if job in self._armed and state in FINAL and state is not None:

@@ -179,7 +179,7 @@ class TestRedrive:
         name = plan.row["id"]
         assert (plan.row["letters"], plan.row["by kind"]) == (5, {"inference": 4, "training": 1})
         assert plan.row["gpu seconds"] == "unknown (5 unknown)"
-        assert f"next: tape dead redrive run {name} --canary 1" in plan.err
+        assert f"next: tape dead redrive run {name} --canary 3" in plan.err
         assert rig.moved() == {}
         assert tape("redrive", "resume", name).code == Exit.INVALID
         done = tape("redrive", "run", name)

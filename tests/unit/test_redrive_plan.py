@@ -146,6 +146,13 @@ class TestPatch:
         assert rig.desk.fates()[place].patched
         assert rig.entries("tape.dead.inference")[0].value == b'{"params": {"model": "builtin:m", "prompt": "hi"}}'
 
+    def test_mended_twice_the_first_is_the_original(self) -> None:
+        rig = Rig()
+        rig.bury("a", headers=[("tape-original", b"tape.dead.inference/0/7")])
+        rig.runner(rig.plan(patch=SMALLER).redrive.plan.id).run()
+        (entry,) = rig.jobs()
+        assert [raw for name, raw in entry.headers if name == "tape-original"] == [b"tape.dead.inference/0/7"]
+
     def test_in_a_structured_event_the_data_is_mended(self) -> None:
         rig = Rig()
         whole = {"specversion": "1.0", "id": "1", "source": "/d", "type": "t",

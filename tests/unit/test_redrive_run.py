@@ -84,6 +84,16 @@ class TestCanary:
         done = rig.runner(name, Pace(canary=3), sleep=rig.play(GOOD)).run()
         assert (done.settled, done.failed) == (3, 0)
 
+    def test_an_earlier_redrive_of_a_job_of_the_same_name_does_not_count(self) -> None:
+        rig, name = filled(3)
+        rig.runner(name, Pace(canary=3, halt_above=100), sleep=rig.play(BAD)).run()
+        for number in range(3):  # the desk sends them anew under the same ids, wrong again
+            rig.bury(f"job-{number}")
+        fresh = rig.plan().redrive.plan.id
+        done = rig.runner(fresh, Pace(canary=3, canary_timeout_s=5)).run()
+        assert (done.phase, done.moved, done.failed) == (Phase.HALTED, 3, 0)
+        assert "have not ended within 5 s" in done.notes[-1].what
+
 
 class TestRamp:
     def test_it_halts_by_itself_when_too_many_fail(self) -> None:
