@@ -8,8 +8,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = (
-    "schemas", "wire", "wire/blobs", "wire/broker", "wire/follow", "wire/publish", "wire/share", "producers",
-    "producers/cli", "producers/dead", "producers/redrive", "workers", "workers/handlers", "workers/llm",
+    "schemas", "wire", "wire/blobs", "wire/broker", "wire/follow", "wire/publish", "wire/share",
+    "wire/transact", "producers",
+    "producers/cli", "producers/dead", "producers/redrive", "workers",
+    "workers/delay", "workers/handlers", "workers/llm",
 )  # fmt: skip
 
 

@@ -109,7 +109,8 @@ def topics(names: Names, kinds: tuple[str, ...] = tuple(PARAMS), partitions: int
         for kind in (*kinds, UNKNOWN)
     ]
     # Their order is by time (schemas.delays), so their number of partitions is no setting.
-    wanted += [Topic(names.retry(delay), PARTITIONS, forever) for delay in WHEELS]
+    ahead = {"message.timestamp.after.max.ms": str((1 << 63) - 1)}  # a mover's clock may be far ahead of a broker's
+    wanted += [Topic(names.retry(delay), PARTITIONS, forever | ahead) for delay in WHEELS]
     wanted.append(Topic(names.recurring, 1, {"cleanup.policy": "compact", "max.message.bytes": str(MESSAGE_LIMIT)}))
     wanted.append(Topic(names.events, partitions, {"retention.ms": str(WEEK_MS)}))
     wanted.append(Topic(names.control, 1, {"cleanup.policy": "compact"}))

@@ -1,0 +1,167 @@
+"""A member of a classic consumer group for loops that read, move and write in transactions.
+
+The offsets belong to the transactions, so this member commits none itself. Whatever it gains is fenced first: nobody
+else can still commit what it is about to move. Where to go on is asked of the broker only after that, and not of
+kafka-python, which may answer with offsets it asked for before a rebalance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
+from kafka import errors as kafka_errors
+from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+
+from wire.follow.offsets import EARLIEST, list_offsets, partitions
+from wire.follow.port import Received
+from wire.kafka import Link, connection, mapped
+from wire.settings import Settings
+from wire.transact.owners import committed, fence
+from wire.transact.port import Member
+
+Place = tuple[str, int]
+
+
+class Intake:
+    """Reads the partitions that the group gives it; for one thread.
+
+    `name` is the transactional id of its owner's transactions. `session_s` is how long a member may be silent until
+    its partitions are given to others.
+    """
+
+    def __init__(
+        self, settings: Settings, group: str, topics: Sequence[str], *, name: str, session_s: float = 6.0
+    ) -> None:
+        """Connect. Raises `AuthError`, `UnavailableError` (TAPE-5001), `InvalidError` (TAPE-1007)."""
+        self._settings, self._group, self._name = settings, group, name
+        self._url = settings.kafka_url
+        self._listener = _Listener()
+        self._positions: dict[Place, int] = {}
+        self._link = Link(settings, name="tape-intake")
+        try:
+            self._consumer: Any = KafkaConsumer(
+                **connection(settings),
+                client_id="tape-intake",
+                group_id=group,
+                enable_auto_commit=False,
+                auto_offset_reset="earliest",
+                isolation_level="read_committed",
+                allow_auto_create_topics=False,
+                bootstrap_timeout_ms=int(settings.kafka_timeout_s * 1000),
+                session_timeout_ms=int(session_s * 1000),
+                heartbeat_interval_ms=int(session_s * 250),
+                max_partition_fetch_bytes=256 << 10,
+                fetch_max_bytes=8 << 20,
+                partition_assignment_strategy=(RoundRobinPartitionAssignor,),
+                metrics_enabled=False,
+            )
+        except Exception as error:
+            self._link.close()
+            raise mapped(error, url=self._url) from error
+        self._consumer.subscribe(topics=list(topics), listener=self._listener)
+
+    def poll(self, timeout_s: float, limit: int) -> tuple[list[Received], set[Place], set[Place]]:
+        """Return at most `limit` records, and the partitions that were lost and gained before them.
+
+        Records are in order within a partition; waits up to `timeout_s` for the first. What was lost and gained again
+        is in both, and begins anew.
+        """
+        with self._mapped():
+            found = self._consumer.poll(timeout_ms=max(0, round(timeout_s * 1000)), max_records=limit)
+        lost, gained = self._listener.take()
+        gained &= self.owned()
+        if gained:
+            fence(self._settings, self._link, self._group, gained, keep=self._name)
+            self.rewind(gained)
+        for place in lost - gained:
+            self._positions.pop(place, None)
+        records = [
+            Received(
+                record.topic, record.partition, record.offset, record.key, record.value, tuple(record.headers),
+                record.timestamp,
+            )
+            for place, records in found.items()
+            for record in records
+            if (place.topic, place.partition) not in gained
+        ]  # fmt: skip
+        self._positions |= {(record.topic, record.partition): record.offset + 1 for record in records}
+        return records, lost, gained
+
+    def owned(self) -> set[Place]:
+        """Return the partitions of this member."""
+        return {(place.topic, place.partition) for place in self._consumer.assignment()}
+
+    def position(self, place: Place) -> int:
+        """Return the offset from which its records have not been returned yet."""
+        return self._positions[place]
+
+    def seek(self, place: Place, offset: int) -> None:
+        """Go on from an offset."""
+        with self._mapped():
+            self._consumer.seek(TopicPartition(*place), offset)
+        self._positions[place] = offset
+
+    def rewind(self, places: Collection[Place]) -> None:
+        """Go on from what the group has committed, or from the start; waits while a transaction is open on it."""
+        found = committed(self._link, self._group, places)
+        for place in places - found.keys():
+            found |= {place: self._start(place)}
+        for place, offset in found.items():
+            self.seek(place, offset)
+
+    def _start(self, place: Place) -> int:
+        topic, partition = place
+        self._link.run(partitions, self._link, topic)
+        return self._link.run(list_offsets, self._link, topic, {partition: EARLIEST})[partition]
+
+    def hold(self, places: Collection[Place]) -> None:
+        """Fetch nothing from these partitions, and from all the others again."""
+        wanted = {TopicPartition(*place) for place in places} & set(self._consumer.assignment())
+        paused = set(self._consumer.paused())
+        if wanted - paused:
+            self._consumer.pause(*(wanted - paused))
+        if paused - wanted:
+            self._consumer.resume(*(paused - wanted))
+
+    def member(self, note: str) -> Member:
+        """Return who this is to the group at this moment."""
+        found = self._consumer.group_metadata()
+        return Member(found.group_id, found.generation_id, found.member_id, found.group_instance_id, note)
+
+    def close(self) -> None:
+        """Leave the group; may be called twice, and never fails."""
+        with contextlib.suppress(Exception):
+            self._consumer.close(autocommit=False, timeout_ms=2_000)
+        self._link.close()
+
+    @contextlib.contextmanager
+    def _mapped(self) -> Iterator[None]:
+        try:
+            yield
+        except kafka_errors.KafkaError as error:
+            raise mapped(error, url=self._url) from error
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    def __init__(self) -> None:
+        self._lost: set[Place] = set()
+        self._gained: set[Place] = set()
+
+    def take(self) -> tuple[set[Place], set[Place]]:
+        lost, gained = self._lost, self._gained
+        self._lost, self._gained = set(), set()
+        return lost, gained
+
+    def on_partitions_revoked(self, revoked: Any) -> None:
+        places = {(place.topic, place.partition) for place in revoked}
+        self._lost |= places
+        self._gained -= places
+
+    def on_partitions_lost(self, lost: Any) -> None:
+        self.on_partitions_revoked(lost)
+
+    def on_partitions_assigned(self, assigned: Any) -> None:
+        self._gained |= {(place.topic, place.partition) for place in assigned}
