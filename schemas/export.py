@@ -18,6 +18,7 @@ from schemas.errors import NotFoundError
 from schemas.event import Event
 from schemas.job import PARAMS, Job
 from schemas.outcome import Failure, Outcome
+from schemas.redrive import Line, Redrive
 from schemas.recur import Fired, Recurring
 
 MESSAGES: dict[str, type[BaseModel]] = {
@@ -30,6 +31,8 @@ MESSAGES: dict[str, type[BaseModel]] = {
     "artifact": Artifact,
     "deadletter": DeadLetter,
     "fate": Fate,
+    "redrive": Redrive,
+    "redriveline": Line,
     "cancel": Cancel,
     "breaker": Breaker,
     "drain": Drain,

@@ -58,7 +58,7 @@ class Line(Open):
     code: str
     replays: int = Field(default=0, ge=0)
     gpu_seconds: float | None = Field(default=None, ge=0)
-    skip: Skip | None = None
+    skip: str | None = Field(default=None, description="why it stays: a `Skip`, or what a newer version calls it")
     detail: str | None = Field(default=None, description="more about why it is skipped")
 
 
