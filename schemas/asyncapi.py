@@ -68,7 +68,7 @@ def _identity(topic: str, names: Names) -> str:
 def _carried(topic: str, names: Names) -> list[str]:
     """The names of the messages that a topic carries."""
     carried = {names.events: [f"event-{name}" for name in EventType], names.letters: ["fate"]}
-    carried |= {names.control: ["cancel", "breaker", "drain"], names.recurring: ["recurring", "fired"]}
+    carried |= {names.control: ["cancel", "breaker", "drain", "presence"], names.recurring: ["recurring", "fired"]}
     carried |= {names.retry(delay): ["delayed"] for delay in WHEELS}
     carried |= {names.dead(kind): ["deadletter"] for kind in (*PARAMS, UNKNOWN)}
     return carried[topic] if topic in carried else [f"request-{names.parse_jobs(topic)[0]}"]
@@ -115,6 +115,7 @@ def _operations(names: Names) -> dict[str, Any]:
     found["obey"] = _operation(
         "receive", names.control, "Cancellations, breakers and drains, read by every worker.", names
     )
+    found["present"] = _operation("send", names.control, "Every worker says now and then that it is there.", names)
     return found
 
 
@@ -163,6 +164,8 @@ def _messages() -> dict[str, Any]:
     breaker, drain = {"$ref": "#/components/schemas/Breaker"}, {"$ref": "#/components/schemas/Drain"}
     found["breaker"] = _message("What became of a breaker.", anything, breaker, key="breaker:DEPENDENCY")
     found["drain"] = _message("A worker shall end its work.", anything, drain, key="drain:WORKER")
+    here = {"$ref": "#/components/schemas/Presence"}
+    found["presence"] = _message("A worker is there.", anything, here, key="worker:WORKER")
     return found
 
 

@@ -5,14 +5,15 @@
 | cancel | the job's id | stop a job |
 | breaker | `breaker:DEPENDENCY` | what the fleet thinks of a dependency |
 | drain | `drain:WORKER` | a worker shall take no more jobs, finish or hand back what it has, and end |
+| presence | `worker:WORKER` | a worker is there: what it serves, how busy it is; a tombstone when it ends |
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, field_validator
 
 from schemas.codec import parse, parse_object
 from schemas.model import Open
@@ -66,15 +67,58 @@ class Drain(Open):
     time: AwareDatetime
 
 
-Control = Cancel | Breaker | Drain
-ACTIONS: dict[str, type[Control]] = {"cancel": Cancel, "breaker": Breaker, "drain": Drain}
+PRESENCE_S = 10.0
+"""Seconds from one word of a living worker to its next."""
+SILENT_S = 35.0
+"""Seconds without a word after which a worker is silent: three were missed."""
+NAMED = 32
+"""Running jobs that a presence names; the others are only counted."""
+
+
+class Presence(Open):
+    """A worker is there. The key is `worker:WORKER`; said every `PRESENCE_S` seconds, and a tombstone at its end."""
+
+    schema_version: int = 1
+    action: Literal["presence"] = "presence"
+    worker: str
+    host: str
+    pid: int
+    version: str = ""
+    kinds: tuple[str, ...]
+    lanes: tuple[str, ...]
+    needs: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="by kind, the breakers that must be closed for its jobs to be taken"
+    )
+    slots: int = Field(ge=0)
+    held: int = Field(
+        default=0, ge=0, description="leases: running jobs, and those of light kinds that wait for a slot"
+    )
+    full: tuple[str, ...] = Field(default=(), description="kinds for which no slot is free")
+    running: tuple[str, ...] = Field(default=(), description="jobs it holds, the first ones")
+    draining: bool = False
+    breakers: dict[str, BreakerState] = Field(
+        default_factory=dict, description="what it knows of dependencies that are away"
+    )
+    started_at: AwareDatetime
+    time: AwareDatetime
+
+    @field_validator("running", mode="before")
+    @classmethod
+    def _first(cls, jobs: Any) -> Any:
+        return tuple(jobs)[:NAMED] if isinstance(jobs, list | tuple) else jobs
+
+
+Control = Cancel | Breaker | Drain | Presence
+ACTIONS: dict[str, type[Control]] = {"cancel": Cancel, "breaker": Breaker, "drain": Drain, "presence": Presence}
 
 
 def key(message: Control) -> str:
     """Return the key under which a control message is published: the newest one of a key is the one that counts."""
     if isinstance(message, Breaker):
         return f"breaker:{message.dependency}"
-    return f"drain:{message.worker}" if isinstance(message, Drain) else message.job
+    if isinstance(message, Drain):
+        return f"drain:{message.worker}"
+    return f"worker:{message.worker}" if isinstance(message, Presence) else message.job
 
 
 def read(value: bytes | None) -> Control | None:

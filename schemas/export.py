@@ -12,14 +12,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from schemas.artifact import Artifact, Manifest
-from schemas.control import Breaker, Cancel, Drain
+from schemas.control import Breaker, Cancel, Drain, Presence
 from schemas.dead import DeadLetter, Fate
 from schemas.errors import NotFoundError
 from schemas.event import Event
 from schemas.job import PARAMS, Job
 from schemas.outcome import Failure, Outcome
-from schemas.redrive import Line, Redrive
 from schemas.recur import Fired, Recurring
+from schemas.redrive import Line, Redrive
 
 MESSAGES: dict[str, type[BaseModel]] = {
     "job": Job,
@@ -36,6 +36,7 @@ MESSAGES: dict[str, type[BaseModel]] = {
     "cancel": Cancel,
     "breaker": Breaker,
     "drain": Drain,
+    "presence": Presence,
     "recurring": Recurring,
     "fired": Fired,
 }
