@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from producers.dead.letter import Letter
@@ -92,6 +93,9 @@ def _letter(found: dict[str, Any], names: Names) -> tuple[Letter, bool]:
     moment = stamp if isinstance(stamp, int) else 0
     record = Received(*place, unpack(found.get("key"), "key"), value, read, moment)
     letter = Letter.of(record, names)
+    target = found.get("target")
+    if isinstance(target, str) and target != letter.origin.target:  # somebody knows better than the headers
+        letter.origin = replace(letter.origin, target=target)
     return letter, digest(value) != found.get("sha256")
 
 

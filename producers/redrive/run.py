@@ -92,11 +92,11 @@ class Runner:
         now, redrive = self._desk.now(), self._kept.redrive
         fields: dict[str, Any] = {"runner": self._me, "started_at": redrive.started_at or now}
         if redrive.phase in {Phase.PLANNED, Phase.HALTED}:
-            fields["counted_from"] = now
+            fields |= {"counted_from": now, "canary_passed": False}  # after a halt, a fresh canary goes first
         for name in ("canary", "rate", "halt_above"):
             if getattr(self._pace, name) is not None:
                 fields[name] = getattr(self._pace, name)
-        canary = fields.get("canary", redrive.canary) and not redrive.canary_passed
+        canary = fields.get("canary", redrive.canary) and not fields.get("canary_passed", redrive.canary_passed)
         what = "began" if redrive.phase is Phase.PLANNED else f"resumed, was {redrive.phase}"
         fresh = step(redrive, Phase.CANARY if canary else Phase.RAMPING, now=now, **fields)
         self._save(noted(fresh, what, by=self._desk.who, now=now))

@@ -229,6 +229,18 @@ class TestExport:
         assert "tape-original" not in dict(next(entry for entry in rig.jobs() if entry.key == b"b").headers)
         assert rig.desk.fates()[place].patched
 
+    def test_an_export_may_name_another_topic_to_go_to(self) -> None:
+        rig = Rig()
+        rig.append("tape.dead.inference", b"a", b"{}", [("x", b"y")])
+        (letter,) = rig.desk.letters(rig.desk.dead())
+        row = line(letter)
+        assert resend(rig.desk, parse([json.dumps(row).encode()], rig.names, "f"), "").others == {
+            "nothing tells the letter's original topic": 1
+        }
+        row["target"] = "tape.jobs.inference.interactive"
+        assert resend(rig.desk, parse([json.dumps(row).encode()], rig.names, "f"), "").done == 1
+        assert len(rig.jobs(lane="interactive")) == 1
+
     @pytest.mark.parametrize(
         ("change", "field"),
         [({"letter": "x"}, "letter"), ({"headers": 3}, "headers"), ({"headers": [["a"]]}, "headers"),

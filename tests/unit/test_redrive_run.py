@@ -60,6 +60,21 @@ class TestCanary:
         assert (done.phase, done.moved, done.failed) == (Phase.DONE, 40, 0)
         assert any(note.what == "canary passed: 3 of 3 did not fail again" for note in done.notes)
 
+    def test_after_a_halt_in_the_ramp_a_canary_goes_first_again(self) -> None:
+        rig, name = filled(60)
+        bad = [False]
+        ends = rig.play(lambda job: EventType.DEAD if bad[0] else EventType.SUCCEEDED)
+
+        def sleep(seconds: float) -> None:
+            ends(seconds)
+            bad[0] = bool(load(rig.blobs, name).redrive.canary_passed)
+
+        pace = Pace(canary=2, rate=8, halt_above=10)
+        assert rig.runner(name, pace, sleep=sleep).run().phase is Phase.HALTED
+        before = sum(rig.moved().values())
+        done = rig.runner(name, sleep=rig.play(BAD)).run()
+        assert (done.phase, sum(rig.moved().values())) == (Phase.HALTED, before + 2)
+
     def test_it_halts_as_soon_as_it_is_certain(self) -> None:
         rig, name = filled()
         first = {"job-0", "job-1"}
