@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 import psutil
 import pytest
 
+from producers.cli import main
 from schemas.delays import WHEELS, delayed
 from schemas.event import EventType
 from schemas.past import DUE, TARGET
@@ -215,3 +216,38 @@ def test_what_was_missed_fires_once(settings: Settings, names: Names) -> None:
         with moving(settings) as [mover]:
             wait_until(lambda: mover.fired > 0, deadline_s=5, every_s=0.1)
     assert len(read(settings, names.jobs(KIND, "bulk"))) in {1, 2}, "one, or two across a full five minutes"
+
+
+def test_the_command_line_adds_lists_and_removes(
+    settings: Settings, names: Names, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("KAFKA_URL", settings.kafka_url), ("PREFIX", settings.prefix), ("HOME", str(settings.home))):
+        monkeypatch.setenv(f"TAPE_{name}", value)
+
+    def tape(*arguments: str) -> tuple[int, list[dict[str, object]], str]:
+        code = main(["--output", "jsonl", *arguments])
+        told = capsys.readouterr()
+        return code, [json.loads(line) for line in told.out.splitlines()], told.err
+
+    added = ("recur", "add", "tick", "--kind", KIND, "--cron", "* * * * * *", "--set", "n=1", "--tenant", "desk")
+    code, [row], _ = tape(*added)
+    assert (code, row["name"], row["params"]) == (0, "tick", {"n": 1})
+    code, _, told = tape(*added)
+    assert code == 5
+    assert "TAPE-3001" in told
+    assert "--replace" in told
+    assert tape(*added, "--replace")[0] == 0
+    assert tape("recur", "add", "wrong", "--kind", KIND, "--cron", "nonsense")[0] == 5
+    assert tape("recur", "add", "wrong", "--kind", "inference", "--cron", "* * * * *")[0] == 5
+    with moving(settings) as [mover]:
+        assert wait_until(lambda: mover.fired >= 2, deadline_s=20, every_s=0.1)
+        code, [row], _ = tape("recur", "ls")
+        assert (code, row["tenant"], row["job"] is not None) == (0, "desk", True)
+        assert str(row["last"]) < str(row["next"])
+        assert tape("recur", "rm", "tick")[0] == 0
+        time.sleep(1.2)
+        count = mover.fired
+        time.sleep(2.5)
+        assert mover.fired == count
+    assert tape("recur", "ls")[1] == []
+    assert tape("recur", "rm", "tick")[0] == 3
