@@ -68,7 +68,7 @@ def listed(
         for letter in found.select(chosen.filter, chosen.topics(found), ()):
             counts[letter.status] += 1
             if everything or letter.status in (status or ["waiting"]):
-                rows.append(letter.row() | ({"model": letter.model} if by == "model" else {}))
+                rows.append(letter.row() if by is None else _brief(letter))
     ordered = sorted(rows, key=lambda row: row["died"])
     if by is not None:
         shell.output.rows(_grouped(ordered, by), (by, *GROUPED))
@@ -162,7 +162,7 @@ def imported(
     sure(shell, yes, f"send {len(letters):,} letters back, {mended:,} of them mended")
     with desk(shell) as found:
         decided = resend(found, letters, reason)
-    return _told(shell, decided, "sent back", {"mended": mended})
+    return _told(shell, decided, "sent", {"mended": mended})
 
 
 def discard(
@@ -185,12 +185,12 @@ def discard(
         )  # fmt: skip
     with desk(shell) as found:
         wanted = ("discarded",) if undo else ("waiting", "twin")
-        letters = list(found.select(chosen.filter, chosen.topics(found), wanted))
+        letters = [letter.lighten() for letter in found.select(chosen.filter, chosen.topics(found), wanted)]
         if not letters:
             raise NotFoundError("no such letters", code="TAPE-2005", hint="tape dead ls --all")
         verb = "restore" if undo else "discard"
         if dry_run:
-            shell.output.record({f"would {verb}": len(letters), "codes": _codes(letters)})
+            shell.output.record({f"would_{verb}": len(letters), "codes": _codes(letters)})
             return Exit.OK
         sure(shell, yes, f"{verb} {len(letters):,} letters")
         decided = decide(found, letters, Became.RESTORED if undo else Became.DISCARDED, reason)
@@ -229,6 +229,12 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _brief(letter: Letter) -> dict[str, Any]:
+    """A row for a group of any size: the error's text is what costs."""
+    row = _short({**letter.row(), "model": letter.model})
+    return row | {"message": row["problem"], "status": letter.status, "tenant": letter.tenant}
+
+
 def _grouped(rows: list[dict[str, Any]], by: str) -> list[dict[str, Any]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -254,7 +260,7 @@ def _codes(letters: list[Letter]) -> dict[str, int]:
 
 
 def _told(shell: Shell, decided: Decided, verb: str, more: dict[str, Any]) -> int:
-    shell.output.record({verb: decided.done, **more, "left alone": decided.others})
+    shell.output.record({verb: decided.done, **more, "left": decided.others})
     if decided.done:
         shell.output.next("tape dead audit --since 5m")
     return Exit.PARTLY if decided.others and decided.done else Exit.INVALID if decided.others else Exit.OK

@@ -67,10 +67,7 @@ def plan(
         made, text = make(wish, letters, lambda kinds: costs(found.follower, found.names, kinds, found.now()))
         if made.letters:
             state.create(found.blobs, made, text)
-    row = described(made)
-    if shell.output.table:
-        row = {name: _counts(value) for name, value in row.items() if value not in (None, "", {})}
-    shell.output.record(row)
+    shell.output.record(described(made) if shell.output.table else made.model_dump(mode="json"))
     if not made.letters:
         shell.output.note("nothing to send back, so no plan was kept; look at `tape dead ls --all`")
         return
@@ -115,7 +112,7 @@ def status(context: typer.Context, redrive: Id) -> int:
         seen = survey(found, kept)
     row = told(kept) | {"moved": seen.moved, "ended": seen.tally.settled, "failed": seen.tally.failed}
     if shell.output.table:
-        row |= {"failed again": ", ".join(seen.failures[:5])} if seen.failures else {}
+        row |= {"again": ", ".join(seen.failures[:5])} if seen.failures else {}
         row |= {f"note {number}": f"{note.time:%m-%d %H:%M:%S} UTC  {note.by}  {note.what}"
                 for number, note in enumerate(kept.notes, 1)}  # fmt: skip
     else:
@@ -154,7 +151,7 @@ def halt(
 
 
 def described(plan: Plan) -> dict[str, Any]:
-    """Return a plan as people read it before they say yes."""
+    """Return a plan as people read it before they say yes; what is empty is left out."""
     estimate = plan.estimate
     known = "unknown" if estimate.gpu_seconds is None else f"{estimate.gpu_seconds:,.0f}"
     basis = (
@@ -162,7 +159,7 @@ def described(plan: Plan) -> dict[str, Any]:
         (estimate.unknown, "unknown"),
     )  # fmt: skip
     told = ", ".join(f"{count:,} {what}" for count, what in basis if count)
-    return {
+    found = {
         "id": plan.id if plan.letters else None,
         "letters": plan.letters,
         "by code": plan.codes,
@@ -176,6 +173,7 @@ def described(plan: Plan) -> dict[str, Any]:
         "by": plan.by,
         "reason": plan.reason,
     }
+    return {name: _counts(value) for name, value in found.items() if value not in (None, "", {})}
 
 
 def told(redrive: Redrive) -> dict[str, Any]:
@@ -190,7 +188,7 @@ def told(redrive: Redrive) -> dict[str, Any]:
         "failed": redrive.failed,
         "canary": redrive.canary,
         "rate": redrive.rate,
-        "halt above": f"{redrive.halt_above:g} %",
+        "halt_above": redrive.halt_above,
         "created": redrive.plan.created_at.replace(microsecond=0),
         "updated": redrive.updated_at.replace(microsecond=0),
         "runner": redrive.runner,

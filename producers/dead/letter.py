@@ -135,6 +135,13 @@ class Letter:
         except InvalidError:
             return {}
 
+    def lighten(self) -> Letter:
+        """Let go of the payload, where many letters are kept and only what their headers tell is needed."""
+        _ = self.job, self.past
+        self.record = self.record._replace(value=None)
+        self.__dict__.pop("body", None)
+        return self
+
     def row(self) -> dict[str, Any]:
         """Return what a list shows of it."""
         return {

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 
 from producers.dead.desk import Desk
 from producers.dead.letter import Letter
 from producers.dead.pen import Pen, Pens
 from producers.redrive.back import Errand, back
-from producers.redrive.pace import BATCH
+from producers.redrive.pace import BATCH, batches
 from producers.redrive.patch import check
 from schemas import codec
 from schemas.dead import Became, Fate
@@ -87,9 +86,8 @@ Choice = Callable[[Letter, Pen, Decided], tuple[Fate, list[Outgoing]] | None]
 
 def _write(desk: Desk, letters: Iterable[Letter], choice: Choice) -> Decided:
     total = Decided(0, {})
-    rest = iter(letters)
     with Pens(desk) as pens:
-        while batch := list(islice(rest, BATCH)):
+        for batch in batches(letters, BATCH):
             topics: dict[str, list[Letter]] = {}
             for letter in batch:
                 topics.setdefault(letter.place.topic, []).append(letter)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from producers.dead.letter import Letter
 from schemas.redrive import Line
 
 BATCH = 250
 """Letters in one transaction: large enough to be quick, small enough to be lost to a fenced runner."""
+BATCH_BYTES = 8 << 20
+"""Bytes of the letters in one transaction, so that it is written in time whatever their size."""
 LEAST = 10
 """Jobs that must have ended before the share of failures among them means anything."""
 
@@ -52,6 +55,21 @@ class Metronome:
         """Seconds until the next may go; less than a clock can tell is nothing."""
         left = 0.0 if self.rate is None else self._due - self._clock()
         return left if left > MOMENT_S else 0.0
+
+
+def batches(letters: Iterable[Letter], size: int) -> Iterator[list[Letter]]:
+    """Yield letters in batches of at most `size`, and of `BATCH_BYTES` unless one alone is larger."""
+    batch: list[Letter] = []
+    weight = 0
+    for letter in letters:
+        own = len(letter.record.value or b"") + sum(len(raw or b"") for _, raw in letter.record.headers)
+        if batch and (len(batch) >= size or weight + own > BATCH_BYTES):
+            yield batch
+            batch, weight = [], 0
+        batch.append(letter)
+        weight += own
+    if batch:
+        yield batch
 
 
 def sample(lines: Sequence[Line], count: int) -> list[Line]:

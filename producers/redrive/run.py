@@ -15,7 +15,7 @@ from typing import Any
 from producers.dead.desk import SLACK, Desk, exactly
 from producers.dead.letter import Letter
 from producers.redrive.carry import Carrier
-from producers.redrive.pace import LEAST, Metronome, Pace, sample
+from producers.redrive.pace import LEAST, Metronome, Pace, batches, sample
 from producers.redrive.state import Kept, noted, step
 from producers.redrive.watch import Tally, Watch, ours, trips
 from schemas.dead import Fate, Place
@@ -145,13 +145,7 @@ class Runner:
             if place is not None and self._carrier.waits(line):
                 wanted.setdefault(place.topic, {})[place] = line
         for topic, places in wanted.items():
-            batch: list[Letter] = []
-            for letter in self._letters(topic, places):
-                batch.append(letter)
-                if len(batch) >= beat.size:
-                    self._go(topic, batch, beat)
-                    batch = []
-            if batch:
+            for batch in batches(self._letters(topic, places), beat.size):
                 self._go(topic, batch, beat)
             for place in places:  # what is left of them did not come
                 self._carrier.leave(place, "the letter is gone")

@@ -222,7 +222,7 @@ def test_by_hand_from_the_command_line(
 
     assert [row["letters"] for row in tape("ls", "--by", "code")] == [3, 1]
     assert tape("show", "t")[0]["code"] == "TAPE-5002"
-    assert tape("discard", "t", "--reason", "obsolete", "--yes") == [{"discarded": 1, "left alone": {}}]
+    assert tape("discard", "t", "--reason", "obsolete", "--yes") == [{"discarded": 1, "left": {}}]
     (made,) = tape("redrive", "plan", "--code", "TAPE-6003", "--reason", "bigger machines")
     assert tape("redrive", "run", made["id"], "--rate", "100")[0]["moved"] == 3
     assert tape("redrive", "status", made["id"])[0]["moved"] == 3

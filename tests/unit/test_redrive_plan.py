@@ -12,7 +12,7 @@ from dead_rig import START, Rig, headers, values
 
 from producers.dead import Filter
 from producers.redrive.cost import costs
-from producers.redrive.pace import BATCH, Metronome, Pace, sample
+from producers.redrive.pace import BATCH, BATCH_BYTES, Metronome, Pace, batches, sample
 from producers.redrive.patch import Patch
 from producers.redrive.plan import estimate
 from producers.redrive.state import create, every, load
@@ -258,6 +258,20 @@ class TestPace:
         assert len(sample(lines, 100)) == 52
         assert len({one.letter for one in sample(lines, 52)}) == 52
         assert sample(lines, 0) == []
+
+    def test_batches_are_bounded_in_number_and_bytes(self) -> None:
+        rig = Rig()
+        for number in range(7):
+            rig.bury(f"job-{number}", body=b"x" * (BATCH_BYTES // 3 if number < 4 else 9))
+        rig.bury("huge", body=b"x" * BATCH_BYTES)
+        letters = list(rig.desk.letters(rig.desk.dead()))
+        made = list(batches(letters, 3))
+        assert [letter for batch in made for letter in batch] == letters
+        assert all(len(batch) <= 3 for batch in made)
+        assert all(
+            len(batch) == 1 or sum(len(one.record.value or b"") for one in batch) <= BATCH_BYTES for batch in made
+        )
+        assert list(batches([], 3)) == []
 
     def test_a_low_rate_is_even_and_idle_time_makes_no_burst(self) -> None:
         now = [0.0]
