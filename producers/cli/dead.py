@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 COLUMNS = ("job", "kind", "code", "class", "died", "tries", "replays", "tenant", "status", "problem")
 GROUPED = ("letters", "kinds", "tenants", "oldest", "newest", "example", "problem")
 GROUPS = ("code", "class", "kind", "tenant", "model", "status")
-TEXT = 90
+TEXT = 60
 """Characters of an error text in a table."""
 PAYLOAD = 3_000
 """Characters of a payload that a person is shown; `export` gives all."""

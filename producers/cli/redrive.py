@@ -71,6 +71,10 @@ def plan(
     if not made.letters:
         shell.output.note("nothing to send back, so no plan was kept; look at `tape dead ls --all`")
         return
+    if made.classes.get("crashed"):
+        shell.output.note(
+            f"careful: {made.classes['crashed']:,} of them killed their workers; send one alone first, and watch it"
+        )
     canary = min(made.letters, 10, max(3, made.letters // 100))
     shell.output.next(f"tape dead redrive run {made.id} --canary {canary} --rate 50 --halt-above 20")
 

@@ -198,6 +198,12 @@ class TestRedrive:
         assert {row["redrive"] for row in tape("audit").rows} == {name}
         assert "job-0" in tape("redrive", "status", name, "--output", "table").out
 
+    def test_a_plan_with_jobs_that_killed_their_workers_warns(self, rig: Rig, tape: Tape) -> None:
+        fill(rig)
+        assert "careful" not in tape("redrive", "plan").err
+        rig.bury("killer", code="TAPE-6002")
+        assert "careful: 1 of them killed their workers" in tape("redrive", "plan").err
+
     def test_a_plan_for_nothing_is_not_kept(self, rig: Rig, tape: Tape) -> None:
         found = tape("redrive", "plan")
         assert (found.code, found.row["letters"]) == (Exit.OK, 0)
