@@ -22,7 +22,9 @@ from producers.cli import (
     submit,
     topics,
     trace,
+    why,
     worker,
+    workers,
 )
 from producers.cli.output import Format, Output
 from producers.cli.shell import Shell
@@ -33,7 +35,9 @@ FAMILIES = (
     dead,
     recur,
     trace,
+    why,
     worker,
+    workers,
     services,
     doctor,
     files,

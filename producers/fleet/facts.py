@@ -1,0 +1,125 @@
+"""What is known of one job that waits, and the answer to why: plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from producers.fleet.view import Fleet
+from schemas.event import Event, State
+from schemas.past import Past
+
+
+class Blocker(StrEnum):
+    """What a job waits for; exactly one is named."""
+
+    ENDED = "ended"
+    CANCELLED = "cancelled"
+    RUNNING = "running"
+    LOST = "worker-lost"
+    DELAYED = "delayed"
+    MOVER = "no-mover"
+    ELSEWHERE = "runs-elsewhere"
+    QUOTA = "quota"
+    EXPIRED = "expired"
+    KIND = "unknown-kind"
+    WORKERS = "no-worker"
+    SILENT = "workers-silent"
+    DRAINING = "workers-draining"
+    BREAKER = "breaker"
+    SUSPECT = "suspect"
+    SLOTS = "slots-busy"
+    POSITION = "position"
+    NEXT = "next"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a share group stands in a partition: unfinished records lie in [start, end); -1 is unknown."""
+
+    topic: str
+    partition: int
+    start: int
+    end: int
+    lag: int
+
+    @property
+    def waiting(self) -> int:
+        """Unfinished records, as far as is known."""
+        return self.lag if self.lag >= 0 else max(0, self.end - max(0, self.start))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a job's newest record lies in its job topic, and what it says."""
+
+    topic: str
+    partition: int
+    offset: int
+    written: datetime
+    past: Past = field(default_factory=Past)
+    expires_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How many jobs of the kind and lane ended in so many seconds."""
+
+    count: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """All that is known at `now`. `searched`: the queue was looked at to its end, so no `place` means it is not there.
+
+    `queue` is None where the job topic does not exist; `other` counts what waits in the other lanes of the kind.
+    """
+
+    job: str
+    now: datetime
+    kind: str | None = None
+    lane: str = "bulk"
+    events: tuple[Event, ...] = ()
+    place: Place | None = None
+    searched: bool = False
+    queue: tuple[Standing, ...] | None = ()
+    other: int = 0
+    fleet: Fleet = field(default_factory=Fleet)
+    rate: Rate | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """Why a job is not running: one sentence, its facts, and what to do. `ahead` and `position` are estimates."""
+
+    job: str
+    state: State | None
+    blocker: Blocker
+    detail: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    ahead: int | None = None
+    expected_start: datetime | None = None
+    next: tuple[str, ...] = ()
+
+    @property
+    def position(self) -> int | None:
+        """Its place in the line; 1 is the next."""
+        return None if self.ahead is None else self.ahead + 1
+
+    def row(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {
+            "job": self.job,
+            "state": self.state,
+            "blocker": self.blocker,
+            "detail": self.detail,
+            "position": self.position,
+            "ahead": self.ahead,
+            "expected_start": self.expected_start,
+            "facts": self.facts,
+            "next": list(self.next),
+        }
