@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 from producers.fleet.facts import Standing
 from producers.fleet.view import Fleet, fold
@@ -18,6 +18,10 @@ from schemas.ids import uuid7
 from schemas.topics import Names
 from wire.follow import Follower, Received, Since
 from wire.settings import Settings
+
+if TYPE_CHECKING:
+    from producers.ports import Ports
+    from wire.share.memory import MemoryLog
 
 CONFIRM_S = 30.0
 
@@ -56,6 +60,26 @@ class Lookout:
             close=ports.close,
         )
 
+    @classmethod
+    def memory(cls, log: MemoryLog, names: Names, **more: Any) -> Self:
+        """Return the lookout over a log in this process; `more` replaces clocks."""
+        from wire.follow import MemoryFollower
+        from wire.publish import MemoryPublisher
+
+        def standing(group: str, topics: Sequence[str]) -> list[Standing]:
+            return [
+                Standing(topic, part, start, log.end(topic, part), lag)
+                for topic in topics
+                for part in range(log.partitions(topic))
+                for start, lag in [log.group(group).describe(topic, part)]
+            ]
+
+        def publish(message: control.Control) -> None:
+            key, value = control.key(message).encode(), message.model_dump_json().encode()
+            MemoryPublisher(log).publish(names.control, key=key, value=value).result()
+
+        return cls(names, MemoryFollower(log), lambda: set(log.topics()), standing, publish, **more)
+
     def fleet(self) -> Fleet:
         """Return the fleet as it is now; nobody where there is no control topic."""
         try:
@@ -76,10 +100,7 @@ class Lookout:
                 yield None
 
 
-def _send(ports: object, names: Names, message: control.Control) -> None:
-    from producers.ports import Ports
-
-    assert isinstance(ports, Ports)
+def _send(ports: Ports, names: Names, message: control.Control) -> None:
     subject = control.key(message)
     headers = codec.encode(
         codec.Envelope(
