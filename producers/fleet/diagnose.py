@@ -276,9 +276,9 @@ def _breaker(case: Case) -> Answer | None:
 
 def _missing(case: Case) -> Answer | None:
     facts, job = case.facts, case.facts.job
-    if facts.place is not None or (case.view is not None and not facts.searched):
+    if facts.kind is not None and (facts.place is not None or (case.view is not None and not facts.searched)):
         return None
-    if case.view is None:
+    if facts.kind is None or case.view is None:
         told = "No event tells of this job, and its record is in no queue."
         return case.answer(Blocker.MISSING, told, "tape jobs --since 7d", f"tape dead show {job}")
     if facts.now - case.view.updated <= timedelta(seconds=LATE_S):
