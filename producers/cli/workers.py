@@ -53,7 +53,8 @@ def listed(context: typer.Context, everyone: Everyone = False) -> None:
     shown = [seen for seen in fleet.workers if everyone or seen.age_s <= FORGOTTEN_S]
     workers, away = [seen.row() for seen in shown], [_breaker(one) for one in fleet.breakers.values()]
     if shell.output.table:
-        shell.output.rows([_short(row) for row in workers], COLUMNS)
+        if workers:
+            shell.output.rows([_short(row) for row in workers], COLUMNS)
         if away:
             shell.output.text("")
             shell.output.rows(away, AWAY)

@@ -236,9 +236,9 @@ def _nobody(case: Case) -> Answer | None:
     if not case.serving:
         others = [seen for seen in there if kind in seen.presence.kinds]
         if others:
-            told = f"No worker takes the lane {lane!r} of the kind {kind!r}; {_count(others)} only other lanes."
+            told = f"No worker takes the lane {lane!r} of the kind {kind!r}; {_count(others)} another one."
         else:
-            told = f"No worker for the kind {kind!r} is running; {_count(there)} other kinds."
+            told = f"No worker for the kind {kind!r} is running" + (f"; {_count(there)} other kinds." if there else ".")
         return case.answer(Blocker.WORKERS, told, start, "tape workers", **more)
     awake = [seen for seen in case.serving if not seen.silent]
     if not awake:
@@ -348,7 +348,7 @@ def _hint(code: str) -> str | None:
 
 
 def _count(workers: Sequence[Seen]) -> str:
-    return "one worker serves" if len(workers) == 1 else f"{len(workers) or 'no'} workers serve"
+    return "one worker serves" if len(workers) == 1 else f"{len(workers)} workers serve"
 
 
 def _ago(now: datetime, moment: datetime) -> str:

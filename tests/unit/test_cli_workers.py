@@ -189,7 +189,7 @@ class TestWhy:
         found = tape("why", "j", "--since", "2029-01-01", "--output", "table")
         assert found.code == Exit.OK
         first, *lines = found.out.splitlines()
-        assert first == "No worker for the kind 'heavy' is running; no workers serve other kinds."
+        assert first == "No worker for the kind 'heavy' is running."
         told = {name: value.strip() for name, value in (line.split(maxsplit=1) for line in lines)}
         assert (told["state"], told["blocker"], told["position"]) == ("queued", "no-worker", "1")
         assert "next: tape worker --kinds heavy" in found.err

@@ -97,7 +97,7 @@ CASES: dict[str, tuple[Facts, Blocker, str]] = {
     "handed back": (queued(events=(*RUNNING, event(EventType.RETRYING, 9))), Blocker.NEXT, "It is the next"),
     "expired": (queued(place=place(expires_at=ago(7))), Blocker.EXPIRED, "It expired 7 s ago"),
     "no topic": (queued(queue=None, place=None), Blocker.KIND, "has no topic here"),
-    "nobody": (queued(fleet=fleet()), Blocker.WORKERS, "No worker for the kind 'heavy' is running; no workers serve"),
+    "nobody": (queued(fleet=fleet()), Blocker.WORKERS, "No worker for the kind 'heavy' is running."),
     "others only": (queued(fleet=fleet(worker(kinds=("light",)))), Blocker.WORKERS, "one worker serves other kinds"),
     "another lane": (queued(fleet=fleet(worker(lanes=("interactive",)))), Blocker.WORKERS, "takes the lane 'bulk'"),
     "silent": (queued(fleet=fleet(worker(age_s=80), worker("w-2", 90))), Blocker.SILENT, "the last one for 80 s"),
