@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 FAST := -m "not slow"
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fast check format up down bench docs clean
+.PHONY: help setup demo test fast check format up down bench faults docs clean
 
 help: ## list what can be done
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ down: ## stop what `make up` started
 
 bench: setup ## the benchmarks (a quarter of an hour; peers are installed apart)
 	$(BIN)/python benchmarks/queue.py
+
+faults: setup ## the fault campaign (MINUTES=10; 30 for the nightly length; ROWS=1,5,13)
+	$(BIN)/python -m tests.campaign --minutes $(or $(MINUTES),10) $(if $(ROWS),--rows $(ROWS))
 
 docs: setup ## write the generated documents anew
 	$(BIN)/tape schemas export

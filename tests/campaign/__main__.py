@@ -1,0 +1,166 @@
+"""Run the fault campaign: `python -m tests.campaign [--minutes 10] [--rows 1,5,13]`.
+
+Real Kafka (three brokers where the row needs them), real S3 and real worker processes; each row has its own jobs, and
+one oracle judges all: what was acknowledged against outcomes and dead letters, artifacts against their hashes. A row
+that cannot run here is shown as not run, and why. From 20 minutes on rows take their full length, and are repeated
+while there is time. `--sabotage` loses, doubles or alters something of every row behind the workers' back: then every
+row must fail. What was found is kept in `.bench/faults.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from schemas.event import EVENT_OF, Event
+from schemas.ids import uuid7
+from schemas.topics import Names
+from tests.campaign.oracle import finals, judge
+from tests.campaign.rows import ROWS, Row
+from tests.campaign.stage import ROOT, NotRun, Scene, Stage
+from wire.blobs import open_store
+from wire.publish import KafkaPublisher
+from wire.settings import Settings
+
+NIGHTLY_M, ROW_S = 20.0, 15.0
+
+
+@dataclass
+class Result:
+    """One row, once."""
+
+    number: int
+    fault: str
+    inject: str
+    verdict: str
+    jobs: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
+    doubled: int = 0
+    lost: int = 0
+    recovery_s: float | None = None
+    seconds: float = 0.0
+    told: str = ""
+
+
+def play(row: Row, stage: Stage, sabotage: str | None) -> Result:
+    """Run one row and judge it."""
+    result, began = Result(row.number, row.fault, row.inject, "passed"), time.monotonic()
+    try:
+        with row.scene(stage) as scene:
+            told: list[str] = []
+            try:
+                facts = row.run(stage, scene)
+                result.recovery_s = None if facts.recovery_s is None else round(facts.recovery_s, 2)
+                result.told = facts.note
+            except AssertionError as error:
+                told.append(str(error).partition("\n")[0] or "an assertion of the row")
+            scene.finish(20.0 if told else 90.0)
+            if sabotage:
+                SABOTAGE[sabotage](scene)
+            tally = judge(scene.settings, scene.sent, lives=scene.lives)
+            result.jobs, result.outcomes = tally.jobs, dict(tally.outcomes)
+            result.doubled, result.lost = len(tally.doubled), len(tally.lost)
+            if told or not tally.clean or not tally.jobs:
+                result.verdict = "FAILED"
+                result.told = "; ".join([*told, tally.told() or "", result.told]).strip("; ")
+                keep(scene, row)
+    except NotRun as why:
+        result.verdict, result.told = "not run", str(why)
+    except Exception as error:  # a row that breaks is a row that failed; the others go on
+        logging.getLogger("campaign").exception("row %d", row.number)
+        result.verdict, result.told = "FAILED", f"{type(error).__name__}: {error}"
+    result.seconds = round(time.monotonic() - began, 1)
+    return result
+
+
+def keep(scene: Scene, row: Row) -> None:
+    """Keep the workers' logs of a row that failed."""
+    target = ROOT / ".bench" / "faults"
+    target.mkdir(parents=True, exist_ok=True)
+    (target / f"row-{row.number}.log").write_text(scene.logs())
+
+
+def _lose(scene: Scene) -> None:
+    scene.sent[f"never-{uuid7()[-6:]}"] = "heavy"
+
+
+def _double(scene: Scene) -> None:
+    """End a job that has ended once more, as a worker would that does not look first."""
+    event: Event = next(one for one in finals(scene.settings) if one.job in scene.sent)
+    assert event.outcome is not None
+    again = event.model_copy(update={"id": uuid7(), "type": EVENT_OF[event.outcome.status]})
+    publisher = KafkaPublisher(scene.settings)
+    publisher.publish(
+        Names(scene.settings.prefix).events, key=event.job.encode(), value=again.model_dump_json().encode()
+    )
+    publisher.close(10)
+
+
+def _alter(scene: Scene) -> None:
+    """Write another outcome over that of one job."""
+    store = open_store(scene.settings)
+    job = next(job for job, kind in scene.sent.items() if kind == "heavy")
+    store.put(f"runs/{job}/outcome.json", b"{}")
+
+
+SABOTAGE: dict[str, Callable[[Scene], None]] = {"lose": _lose, "double": _double, "alter": _alter}
+
+HEAD = f"{'row':>3} {'fault':38}{'jobs':>6}{'ended':>7}{'twice':>6}{'lost':>5}{'back s':>8}{'took':>7}  verdict"
+
+
+def line(result: Result) -> str:
+    """Return a row of the table."""
+    back = "—" if result.recovery_s is None else f"{result.recovery_s:.2f}"
+    ended = sum(result.outcomes.values())
+    head = f"{result.number:>3} {result.fault[:37]:38}{result.jobs:>6}{ended:>7}{result.doubled:>6}{result.lost:>5}"
+    return f"{head}{back:>8}{result.seconds:>7.1f}  {result.verdict}{f': {result.told}' if result.told else ''}"
+
+
+def main() -> int:
+    """Run the rows, print a table, keep it; exit status 1 when one failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--rows", type=lambda text: [int(part) for part in text.split(",")], help="numbers, by commas")
+    parser.add_argument("--sabotage", choices=sorted(SABOTAGE), help="prove that every row can fail")
+    parser.add_argument("--json", type=Path, default=ROOT / ".bench" / "faults.json")
+    given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    logging.disable(logging.ERROR - 1)
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    known = {row.number: row for row in ROWS}
+    if unknown := set(given.rows or ()) - set(known):
+        parser.error(f"there is no row {min(unknown)}")
+    chosen = [known[number] for number in given.rows] if given.rows else ROWS
+    until, results = time.monotonic() + given.minutes * 60, []
+    print(HEAD, flush=True)
+    with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as folder:
+        nightly, turn = given.minutes >= NIGHTLY_M, 0
+        while turn == 0 or (nightly and time.monotonic() + ROW_S * len(chosen) < until):
+            with Stage(Path(folder) / str(turn), Settings.load().cache, nightly=nightly) as stage:
+                for row in chosen:
+                    if time.monotonic() + ROW_S > until:
+                        result = Result(row.number, row.fault, row.inject, "not run", told="no time was left")
+                    else:
+                        result = play(row, stage, given.sabotage)
+                    results.append(result)
+                    print(line(result), flush=True)
+            turn += 1
+    given.json.parent.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "minutes": given.minutes}
+    given.json.write_text(json.dumps(found | {"rows": [asdict(one) for one in results]}, indent=1) + "\n")
+    counts = {verdict: sum(one.verdict == verdict for one in results) for verdict in ("passed", "FAILED", "not run")}
+    print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()), f"→ {given.json}")
+    return int(counts["FAILED"] > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

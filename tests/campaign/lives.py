@@ -1,0 +1,212 @@
+"""Rows about workers and the jobs that take them down: 3, 4, 5, 6, 12, 13, 14, 15, 24."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from fleet import kill
+
+from schemas.errors import FailureClass
+from schemas.event import EventType
+from tests.campaign.oracle import orphans
+from tests.campaign.row import Facts, brief_locks, row, s3
+from tests.campaign.stage import Crew, NotRun, Scene, Stage
+
+POINTS = ("acquire", "run", "artifact", "outcome", "acknowledge")
+SHIM = Path(__file__).parent / "clock.c"
+
+
+@row(3, "workers join and leave all the time", "SIGTERM and SIGKILL in a loop beside a steady worker")
+def churn(stage: Stage, scene: Scene) -> Facts:
+    """Every job ends once; the others do not pause."""
+    scene.worker()
+    dice, rounds = random.Random(3), 20 if stage.nightly else 5
+    scene.jobs(30 + rounds * 4, seconds=0.4)
+    gap, last, seen = 0.0, time.monotonic(), 0
+    for number in range(rounds):
+        crew = scene.worker("--grace", "2")
+        until = time.monotonic() + dice.uniform(0.2, 1.5)
+        while time.monotonic() < until:
+            if (ends := scene.ends()) != seen:
+                gap, last, seen = max(gap, time.monotonic() - last), time.monotonic(), ends
+            time.sleep(0.05)
+        crew.signal(signal.SIGKILL if number % 2 else signal.SIGTERM)
+        crew.end(20)
+    assert gap < 5.0, f"no job ended for {gap:.1f} s while others came and went"
+    return Facts(None, f"{rounds} came and went, longest pause {gap:.2f} s")
+
+
+@row(4, "job 10× longer than the lock", "a job of 20 s under a lock of 2 s", brief_locks)
+def long_jobs(stage: Stage, scene: Scene) -> Facts:
+    """It is renewed and never runs twice."""
+    scene.worker()
+    scene.worker()
+    scene.job("long-heavy", seconds=20.0, size=1_000)
+    scene.job("long-quick", "quick", seconds=20.0)
+    assert scene.finish(60.0), "the long jobs did not end"
+    assert len(scene.marks()) == 2, f"{len(scene.marks())} starts of two jobs"
+    return Facts(None, "2 starts of 2 jobs")
+
+
+@row(5, "worker kill -9 at each step", "SIGKILL at named points of the worker's own code", s3)
+def killed_at_each_step(stage: Stage, scene: Scene) -> Facts:
+    """Another worker has it in less than 5 s, there is one outcome and no orphan upload."""
+    worst, rounds = 0.0, 4 if stage.nightly else 1
+    for number in range(rounds):
+        for point in POINTS:
+            once = scene.folder / f"died-{number}-{point}"
+            armed = {"CAMPAIGN_POINT": point, "CAMPAIGN_ONCE": str(once)}
+            pair = [scene.worker(**armed), scene.worker(**armed)]
+            before, job = scene.ends(), f"{point}-{number}"
+            scene.job(job, seconds=0.2, size=50_000)
+            scene.wait(once.exists, f"no worker came to {point}", 20.0, 0.01)
+            died, starts = time.monotonic(), len(scene.marks(job))
+            scene.wait(
+                lambda job=job, starts=starts, before=before: len(scene.marks(job)) > starts or scene.ends() > before,
+                f"nobody took the job on after {point}", 30.0,
+            )  # fmt: skip
+            worst = max(worst, time.monotonic() - died)
+            assert scene.finish(30.0), f"the job did not end after a death at {point}"
+            assert sum(crew.process.poll() == -signal.SIGKILL for crew in pair) == 1
+            for crew in pair:
+                crew.process.kill()
+                crew.end()
+    assert worst < 5.0, f"it took {worst:.1f} s until another worker had the job"
+    assert not (left := orphans(scene.settings)), f"nobody names {left[0]}"
+    return Facts(worst, f"{len(POINTS) * rounds} kills, no orphan blob")
+
+
+@row(6, "zombie: frozen past its lock, thawed", "SIGSTOP, SIGCONT", brief_locks)
+def zombie(stage: Stage, scene: Scene) -> Facts:
+    """Its outcome is refused, and it says so."""
+    crews = [scene.worker(), scene.worker()]
+    worst = 0.0
+    for number, seconds in enumerate((1.0, 6.0)):
+        job = f"job-{number}"
+        scene.job(job, seconds=seconds, size=1_000)
+        first = scene.started(job)[0]
+        frozen: Crew = next(crew for crew in crews if crew.pid == first.pid)
+        frozen.signal(signal.SIGSTOP)
+        began = time.monotonic()
+        scene.started(job, 2)
+        worst = max(worst, time.monotonic() - began)
+        if seconds < 2:
+            assert scene.finish(30.0), "the job did not end on the other worker"
+        frozen.signal(signal.SIGCONT)
+        scene.wait(
+            lambda frozen=frozen, job=job: any(
+                line.get("event") == "late outcome refused" and line.get("job") == job for line in frozen.lines()
+            ),
+            "the zombie did not say that it was refused", 30.0,
+        )  # fmt: skip
+        assert scene.finish(30.0), "the job did not end"
+    return Facts(worst, "thawed after the end, and in the middle")
+
+
+@row(12, "clock ±2 h, jumping", "a preloaded clock that reads its offset from a file")
+def clock(stage: Stage, scene: Scene) -> Facts:
+    """Leases and back-off go by the monotonic clock."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        raise NotRun("no C compiler for the clock's shim")
+    shim, offset = scene.folder / "clock.so", scene.folder / "offset"
+    made = subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", str(shim), str(SHIM), "-ldl"], check=False)
+    if made.returncode:
+        raise NotRun("the clock's shim does not compile")
+    offset.write_text("0")
+    scene.worker()
+    crew = scene.worker(LD_PRELOAD=str(shim), CAMPAIGN_CLOCK=str(offset))
+    for number, hours in enumerate((2, -2, 0, 2)):
+        offset.write_text(str(hours * 3600))
+        scene.job(f"long-{number}", seconds=3.0)
+        scene.jobs(8, name=f"jump-{number}", seconds=0.2)
+        time.sleep(1.0)
+    assert scene.finish(60.0), "not every job ended while the clock jumped"
+    moved = {line["timestamp"][:13] for line in crew.lines() if "timestamp" in line}
+    assert len(moved) > 1, "the shim did not move the worker's clock"
+    twice = [mark.job for mark in scene.marks() if len(scene.marks(mark.job)) > 1]
+    assert not twice, f"{twice[0]} ran more than once"
+    return Facts(None, f"the worker's clock said {', '.join(sorted(moved))} h")
+
+
+@row(13, "poison pill that segfaults", "ctypes.string_at(0) in a handler")
+def poison(stage: Stage, scene: Scene) -> Facts:
+    """The worker lives, it is a dead letter after three crashes, its neighbours go on."""
+    crew = scene.worker("--slots", "2")
+    scene.job("poison", do="segfault")
+    scene.jobs(12, name="neighbour", seconds=0.3, size=500)
+    assert scene.finish(90.0), "not every job ended"
+    (dead,) = (event for event in scene.events() if event.type is EventType.DEAD)
+    assert (dead.job, dead.attempt) == ("poison", 3), f"{dead.job} died at attempt {dead.attempt}"
+    assert dead.failure is not None
+    assert dead.failure.failure is FailureClass.CRASHED
+    assert crew.process.poll() is None, "the worker died of it"
+    return Facts(None, f"dead after 3, {dead.failure.code}")
+
+
+@row(14, "out of memory", "RLIMIT_AS in the job's process (no cgroup)")
+def memory(stage: Stage, scene: Scene) -> Facts:
+    """Class resource: a retry with a smaller batch, then another worker, then a dead letter."""
+    scene.worker()
+    scene.worker()
+    scene.job("eased", do="hog", size=200 << 20, batch_size=6)
+    scene.job("hopeless", do="hog", size=20 << 30, batch_size=8)
+    scene.jobs(6, name="neighbour")
+    assert scene.finish(90.0), "not every job ended"
+    ends = {event.job: event for event in scene.events() if event.outcome is not None}
+    eased, dead = ends["eased"].outcome, ends["hopeless"]
+    assert eased is not None
+    assert eased.status == "succeeded", "the smaller batch was not tried"
+    assert eased.attempt == 2
+    assert dead.type is EventType.DEAD
+    assert dead.failure is not None
+    assert dead.failure.failure is FailureClass.RESOURCE
+    workers = {mark.worker for mark in scene.marks("hopeless")}
+    assert len(workers) == 2, "it was not tried on another worker"
+    return Facts(None, f"smaller batch helped one; the other dead after {dead.attempt} on 2 workers")
+
+
+@row(15, "device error", "a handler that raises CUDA's launch failure")
+def device(stage: Stage, scene: Scene) -> Facts:
+    """The job is handed on to another worker, the device quarantined, its worker unhealthy."""
+    scene.worker()
+    scene.worker()
+    scene.job("device", do="device")
+    scene.jobs(6, name="neighbour")
+    assert scene.finish(90.0), "not every job ended"
+    workers = {mark.worker for mark in scene.marks("device")}
+    assert len(workers) > 1, "every attempt was on the same worker"
+    raise AssertionError("handed on, but the device is not quarantined and the worker stays ready: not built")
+
+
+@row(24, "SIGTERM, then SIGKILL after the grace", "signals")
+def terminated(stage: Stage, scene: Scene) -> Facts:
+    """The job is handed back, its attempt is not charged; who is killed after all is charged one."""
+    crew = scene.worker("--grace", "0.5")
+    scene.job("drained", seconds=4.0, size=500)
+    scene.job("drained-quick", "quick", seconds=4.0)
+    scene.started("drained")
+    scene.started("drained-quick")
+    crew.signal(signal.SIGTERM)
+    assert crew.end(30) == 0, "a drained worker must end with 0"
+    ended = time.monotonic()
+    scene.worker()
+    worst = scene.started("drained", 2)[1].at - ended
+    scene.started("drained-quick", 2)
+    charged = [mark.attempt for job in ("drained", "drained-quick") for mark in scene.marks(job)]
+    assert scene.marks("drained")[1].attempt == 1, f"the drain was charged: attempts {charged}"
+    assert scene.finish(40.0), "not every job ended"
+    scene.job("killed", seconds=3.0)
+    pid = scene.started("killed")[0].pid
+    scene.worker()
+    kill(pid)
+    assert scene.started("killed", 2)[1].attempt == 2, "a death was not counted"
+    return Facts(worst, f"attempts after the drain: {charged}")
+
+
+ROWS = [churn, long_jobs, killed_at_each_step, zombie, clock, poison, memory, device, terminated]

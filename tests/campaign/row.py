@@ -1,0 +1,102 @@
+"""What a row is: a fault, how it is made, and what must hold beyond what the oracle says of every row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+from schemas.ids import uuid7
+from tests.campaign.proxy import Proxy
+from tests.campaign.stage import Scene, Stage
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a row measured: seconds until work went on, and a note for the table."""
+
+    recovery_s: float | None = None
+    note: str = ""
+
+
+Run = Callable[[Stage, Scene], Facts]
+Where = Callable[[Stage, str], AbstractContextManager[Scene]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the list of faults."""
+
+    number: int
+    fault: str
+    inject: str
+    run: Run
+    where: Where
+
+    def scene(self, stage: Stage) -> AbstractContextManager[Scene]:
+        """Set the row's scene."""
+        return self.where(stage, f"r{self.number}-{uuid7()[-6:]}")
+
+
+def plain(stage: Stage, name: str) -> AbstractContextManager[Scene]:
+    """One broker, a directory as the store."""
+    return stage.scene(name)
+
+
+def brief_locks(stage: Stage, name: str) -> AbstractContextManager[Scene]:
+    """Locks of two seconds."""
+    return stage.scene(name, lock_ms=2_000)
+
+
+def three(stage: Stage, name: str) -> AbstractContextManager[Scene]:
+    """Three brokers, three replicas."""
+    return stage.scene(name, broker="three", replication=3)
+
+
+def s3(stage: Stage, name: str) -> AbstractContextManager[Scene]:
+    """MinIO as the store."""
+    return stage.scene(name, **stage.store().profile())
+
+
+@contextmanager
+def shaky_store(stage: Stage, name: str) -> Iterator[Scene]:
+    """MinIO behind a proxy; the oracle takes the same way, when all is over."""
+    settings, proxy = stage.before_store()
+    with proxied(stage.scene(name, **settings), proxy) as scene:
+        yield scene
+
+
+@contextmanager
+def shaky_broker(stage: Stage, name: str) -> Iterator[Scene]:
+    """A broker behind a proxy."""
+    broker, proxy = stage.behind()
+    try:
+        with proxied(stage.scene(name, kafka_url=f"127.0.0.1:{proxy.port}", lock_ms=5_000), proxy) as scene:
+            yield scene
+    finally:
+        proxy.__exit__()
+        broker.stop(grace_s=0)
+
+
+PROXIES: dict[str, Proxy] = {}
+
+
+@contextmanager
+def proxied(inner: AbstractContextManager[Scene], proxy: Proxy) -> Iterator[Scene]:
+    """Tell the scene's row which proxy is its."""
+    with inner as scene:
+        PROXIES[scene.settings.prefix] = proxy
+        try:
+            yield scene
+        finally:
+            proxy.set("pass")
+
+
+def proxy_of(scene: Scene) -> Proxy:
+    """Return the proxy of a scene."""
+    return PROXIES[scene.settings.prefix]
+
+
+def row(number: int, fault: str, inject: str, where: Where = plain) -> Callable[[Run], Row]:
+    """Make a row of a function."""
+    return lambda run: Row(number, fault, inject, run, where)

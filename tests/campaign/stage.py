@@ -1,0 +1,167 @@
+"""What the rows run on: brokers and a store that are started when first needed, and a scene of its own for each row."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from fleet import Crew, Fleet
+
+from schemas.errors import SetupError
+from tests.campaign.oracle import finals
+from tests.campaign.proxy import Proxy
+from wire.broker import NativeBroker
+from wire.process import free_port, wait_until
+from wire.settings import Settings
+from wire.store import NativeStore
+
+ROOT = Path(__file__).resolve().parents[2]
+KINDS = ("heavy", "quick")
+SITE = ROOT / "tests" / "campaign" / "site"
+
+
+class NotRun(Exception):  # noqa: N818 - no error: this machine lacks what the row needs
+    """The row cannot run here; says why."""
+
+
+class Scene(Fleet):
+    """One row's workers, jobs and topics."""
+
+    def __enter__(self) -> Scene:
+        super().__enter__()
+        self.prepare(*KINDS)
+        self.lives: dict[str, int] = {}
+        return self
+
+    def worker(self, *arguments: str, wait: bool = True, **env: str) -> Crew:
+        """Start a worker of the campaign's kinds."""
+        path = os.pathsep.join(map(str, (SITE, ROOT)))
+        return self.start(*arguments, kinds=",".join(KINDS), wait=wait, **{"PYTHONPATH": path, **env})
+
+    def job(self, name: str, kind: str = "heavy", *, top: dict[str, Any] | None = None, **params: Any) -> None:
+        """Send a job and wait for the broker's word; it leaves a mark when it starts."""
+        self.submit(name, kind, params={"mark": str(self.folder / "marks"), **params}, **(top or {}))
+
+    def jobs(self, count: int, name: str = "job", *, quick: int = 3, **params: Any) -> None:
+        """Send many; every third is a light one."""
+        for number in range(count):
+            light = bool(quick) and number % quick == 0
+            fields = {**params, "size": 0} if light else params
+            self.job(f"{name}-{number}", "quick" if light else "heavy", **fields)
+
+    def ends(self) -> int:
+        """How many jobs have ended."""
+        return len({event.job for event in finals(self.settings)} & set(self.sent))
+
+    def wait(self, probe: Callable[[], object], why: str, deadline_s: float = 60.0, every_s: float = 0.05) -> float:
+        """Wait until something holds; returns how long that took. It is the row's failure when it never does."""
+        began = time.monotonic()
+        assert wait_until(probe, deadline_s=deadline_s, every_s=every_s), f"{why} (after {deadline_s:g} s)"
+        return time.monotonic() - began
+
+    def next_end(self, deadline_s: float = 60.0) -> float:
+        """Wait until one more job has ended; returns how long that took, 0 when none is left."""
+        before = self.ends()
+        if before == len(self.sent):
+            return 0.0
+        return self.wait(lambda: self.ends() > before, "no job ended", deadline_s, 0.1)
+
+    def finish(self, deadline_s: float = 90.0) -> bool:
+        """Wait until everything has ended; whether it has is the oracle's to judge."""
+        return wait_until(lambda: self.ends() == len(self.sent), deadline_s=deadline_s, every_s=0.3)
+
+    def said(self, text: str) -> bool:
+        """Whether any worker's log has this."""
+        return any(text in crew.log.read_text(errors="replace") for crew in self.crews)
+
+
+class Stage:
+    """The services of a campaign. A context manager: at its end nothing runs."""
+
+    def __init__(self, folder: Path, cache: Path, *, nightly: bool) -> None:
+        self.folder, self.cache, self.nightly = folder, cache, nightly
+        self._undo = ExitStack()
+        self._brokers: dict[str, NativeBroker] = {}
+        self._store: NativeStore | None = None
+        self._proxies: dict[str, Proxy] = {}
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    def broker(self, name: str = "one") -> NativeBroker:
+        """Return a broker: `one`, or `three` that form a cluster; only one of them runs at a time."""
+        if name not in self._brokers:
+            for other in list(self._brokers):
+                self._brokers.pop(other).stop(grace_s=0)
+            home = self.folder / f"broker-{name}-{time.monotonic_ns()}"
+            made = NativeBroker(home, self.cache, nodes=3 if name == "three" else 1, port=free_port())
+            made.start(tie=True)
+            self._undo.callback(made.stop, grace_s=0)
+            self._brokers[name] = made
+        return self._brokers[name]
+
+    def behind(self) -> tuple[NativeBroker, Proxy]:
+        """Return a broker that clients reach only through a proxy."""
+        port = free_port()
+        proxy = self._undo.enter_context(Proxy(port))
+        home = self.folder / f"behind-{time.monotonic_ns()}"
+        first = NativeBroker(home, self.cache, port=port)
+        first.start(tie=True)
+        text = next(line for line in _properties(first) if line.startswith("listeners="))
+        places = dict(part.split("://") for part in text.removeprefix("listeners=").split(","))
+        first.stop(grace_s=5)
+        extra = {"advertised.listeners": f"CLIENT://127.0.0.1:{proxy.port},INTERNAL://{places['INTERNAL']}"}
+        made = NativeBroker(home, self.cache, port=port, extra=extra)
+        made.start(tie=True)
+        self._undo.callback(made.stop, grace_s=0)
+        return made, proxy
+
+    def store(self) -> NativeStore:
+        """Return the MinIO. Raises `NotRun` where there is none."""
+        if self._store is None:
+            store = NativeStore(self.folder / "store", self.cache, port=free_port())
+            try:
+                store.start(tie=True)
+            except SetupError as error:
+                raise NotRun(f"no MinIO: {error}") from error
+            self._undo.callback(store.stop, grace_s=0)
+            self._store = store
+        return self._store
+
+    def before_store(self) -> tuple[dict[str, Any], Proxy]:
+        """Return the settings of a store behind a proxy, and the proxy."""
+        profile = self.store().profile()
+        port = int(profile["store_url"].rsplit(":", 1)[1].split("/")[0])
+        proxy = self._undo.enter_context(Proxy(port))
+        return {**profile, "store_url": profile["store_url"].replace(f":{port}/", f":{proxy.port}/")}, proxy
+
+    @contextmanager
+    def scene(self, name: str, *, broker: str = "one", **given: Any) -> Iterator[Scene]:
+        """Make a row's scene: a folder, a prefix and topics of its own."""
+        folder = self.folder / name
+        folder.mkdir(parents=True)
+        if "kafka_url" not in given:
+            given["kafka_url"] = self.broker(broker).status().url
+        if str(given.get("store_url", "")).startswith("s3+"):
+            given["store_url"] += f"/{name}"
+        fields = {
+            "home": folder, "cache": self.cache, "prefix": f"{name}.", "partitions": 4,
+            "store_url": f"dir:{folder / 'store'}", "lock_ms": 5_000,
+        }  # fmt: skip
+        with Scene(Settings(**{**fields, **given}), folder) as scene:
+            yield scene
+
+
+def _properties(broker: NativeBroker) -> list[str]:
+    found = next(broker.folder.rglob("*.properties"))
+    return found.read_text().splitlines()
+
+
+__all__ = ["KINDS", "Crew", "NotRun", "Scene", "Stage"]
