@@ -28,6 +28,7 @@ class Options(TypedDict, total=False):
     key: str | None
     timeout_s: float | None
     expires_at: datetime | None
+    not_before: datetime | None
     max_attempts: int | None
     labels: Mapping[str, str] | None
 
@@ -37,7 +38,7 @@ class Request:
     """One job to submit: its kind, the kind's parameters, and how to treat it.
 
     `key` is the idempotency key: the same tenant and key are the same job, however often it is submitted. `timeout_s`
-    bounds one attempt in seconds; a job is not started after `expires_at`.
+    bounds one attempt in seconds; a job is started neither before `not_before` nor after `expires_at`.
     """
 
     kind: str
@@ -47,6 +48,7 @@ class Request:
     key: str | None = None
     timeout_s: float | None = None
     expires_at: datetime | None = None
+    not_before: datetime | None = None
     max_attempts: int | None = None
     labels: Mapping[str, str] | None = field(default=None)
 
@@ -112,6 +114,7 @@ def prepare(request: Request, names: Names, *, tenant: str, now: datetime | None
             "key": request.key,
             "timeout_s": request.timeout_s,
             "expires_at": request.expires_at,
+            "not_before": request.not_before,
             "max_attempts": request.max_attempts,
             "labels": dict(request.labels or {}),
         },

@@ -80,6 +80,7 @@ CODES: dict[str, Code] = {
         "no such dead letter", _P, "`tape dead ls` lists them; a letter is TOPIC/PARTITION/OFFSET or a job"
     ),
     "TAPE-2006": Code("no such redrive", _P, "`tape dead redrive ls` lists them"),
+    "TAPE-2007": Code("no such worker", _P, "`tape workers` lists them"),
     "TAPE-3001": Code("the object exists already", _P, "it is created once; read it instead", _WARN),
     "TAPE-3002": Code("the object changed meanwhile", _T, "read it again and retry", _WARN),
     "TAPE-3003": Code("the port is in use", _I, "stop what listens there, or choose another port"),
@@ -91,6 +92,8 @@ CODES: dict[str, Code] = {
         "another holder of this transactional id took over", _T, "nothing to do if it is a newer one; else start again"
     ),
     "TAPE-3007": Code("the redrive is not in a state for this", _I, "see `tape dead redrive status ID`"),
+    "TAPE-3008": Code("another worker runs the job", _T, "nothing to do; this copy waits for its end", Severity.INFO),
+    "TAPE-3009": Code("another worker took the job over", _T, "nothing to do; its outcome is the one kept", _WARN),
     "TAPE-4001": Code("the broker refused the credentials", _D, "check TAPE_KAFKA_USERNAME, _PASSWORD and _CA", _CRIT),
     "TAPE-4002": Code("the store refused the credentials", _D, "check TAPE_STORE_ACCESS_KEY and _SECRET_KEY", _CRIT),
     "TAPE-4003": Code("the operation is not allowed", _P, "ask for the missing permission", _CRIT),
@@ -112,7 +115,7 @@ CODES: dict[str, Code] = {
     "TAPE-6005": Code("the job was cancelled", _P, "submit it again if that was a mistake", Severity.INFO),
     "TAPE-6006": Code("the job expired before it ran", _P, "raise `expires_at`, or add workers", _WARN),
     "TAPE-6007": Code("the data's hash does not match", _P, "the object is corrupt; restore or rebuild it", _CRIT),
-    "TAPE-6008": Code("too many deliveries", _C, "look at why its workers die, then redrive it"),
+    "TAPE-6008": Code("its workers died too often", _C, "look at why its workers die, then redrive it"),
     "TAPE-6009": Code("the training diverged", _P, "lower the learning rate"),
     "TAPE-6010": Code("the worker itself is at fault", _P, "report it with the worker's log", _CRIT),
     "TAPE-6011": Code(
@@ -130,6 +133,7 @@ CODES: dict[str, Code] = {
         "the accelerator, its driver or a link is faulty", _R, "look at `nvidia-smi -q` and the kernel's log", _CRIT
     ),
     "TAPE-6017": Code("a disk or a mounted folder fails", _R, "look at the kernel's log of that worker", _CRIT),
+    "TAPE-6018": Code("there is too little time to do it", _P, "raise `expires_at`, or send it earlier", _WARN),
     "TAPE-7001": Code("the job ran longer than timeout_s", _TO, "raise timeout_s, or make the job smaller"),
     "TAPE-7002": Code("waiting took longer than asked", _TO, "wait longer; the job goes on"),
     "TAPE-7003": Code("a step took longer than its limit", _TO, "raise the limit, or make the step smaller"),

@@ -97,6 +97,7 @@ class Event(Open):
     redrive: int = Field(default=0, ge=0, description="how often the job was sent back from the dead letters")
     worker: str | None = None
     started_at: AwareDatetime | None = None
+    until: AwareDatetime | None = Field(default=None, description="a retrying or postponed job is not taken before")
     progress: dict[str, Any] | None = None
     failure: Failure | None = None
     outcome: Outcome | None = None

@@ -29,7 +29,9 @@ class Job(Open):
     tenant: str = Field(default="default", min_length=1, max_length=128)
     key: str | None = Field(default=None, max_length=512, description="idempotency key: the same key is the same job")
     timeout_s: float | None = Field(default=None, gt=0, description="seconds one attempt may run")
-    expires_at: AwareDatetime | None = Field(default=None, description="not started after this moment")
+    expires_at: AwareDatetime | None = Field(
+        default=None, description="not started after this, nor if it cannot end by then"
+    )
     not_before: AwareDatetime | None = Field(default=None, description="not started before this moment")
     max_attempts: int | None = Field(
         default=None, ge=1, le=8, description="below the broker's delivery limit, which is 10"

@@ -73,7 +73,7 @@ class Succeeded(Open):
 
 
 class Failed(Open):
-    """A handler's word, or ours for it: the attempt failed; `workers.retry` decides what follows."""
+    """A handler's word, or ours for it: the attempt failed; `workers.policy` decides what follows."""
 
     verdict: Literal["failed"] = "failed"
     failure: Failure

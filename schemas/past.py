@@ -86,13 +86,14 @@ class Past(Open):
 
 
 _TRIES = TypeAdapter(tuple[Try, ...])
+_NONE = Past()
 
 
 def read(headers: Iterable[Header]) -> Past:
     """Return the past that a record's headers tell; what strangers wrote wrongly there counts as nothing."""
     found = {name: raw for name, raw in headers if name in OWN and raw is not None}
     if not found:
-        return Past()
+        return _NONE
     try:
         tries = _TRIES.validate_json(found[PAST]) if PAST in found else ()
     except ValidationError:

@@ -92,6 +92,16 @@ class Names:
         return kind, lane
 
 
+_CONTROL = {
+    "cleanup.policy": "compact",
+    "segment.ms": "600000",
+    "segment.bytes": str(4 << 20),
+    "min.cleanable.dirty.ratio": "0.1",
+    "message.timestamp.type": "LogAppendTime",
+}
+"""Every worker says every few seconds that it is there: small segments, for Kafka compacts no open one."""
+
+
 def topics(names: Names, kinds: tuple[str, ...] = tuple(PARAMS), partitions: int = 8) -> list[Topic]:
     """Return every topic that the kinds need.
 
@@ -113,7 +123,7 @@ def topics(names: Names, kinds: tuple[str, ...] = tuple(PARAMS), partitions: int
     wanted += [Topic(names.retry(delay), PARTITIONS, forever | ahead) for delay in WHEELS]
     wanted.append(Topic(names.recurring, 1, {"cleanup.policy": "compact", "max.message.bytes": str(MESSAGE_LIMIT)}))
     wanted.append(Topic(names.events, partitions, {"retention.ms": str(WEEK_MS)}))
-    wanted.append(Topic(names.control, 1, {"cleanup.policy": "compact"}))
+    wanted.append(Topic(names.control, 1, _CONTROL))
     wanted.append(Topic(names.letters, 1, {"cleanup.policy": "compact"}))
     return wanted
 

@@ -13,7 +13,10 @@ from schemas.codec import Envelope, decode, parse, request_type
 from schemas.errors import InvalidError
 from schemas.ids import checked, derived_id
 from schemas.job import Job
+from schemas.past import Hint, Past
+from schemas.past import read as read_past
 from workers.kinds import Kind
+from workers.policy import Policy, policy
 
 
 class Record(Protocol):
@@ -35,9 +38,13 @@ class Record(Protocol):
     def delivery_count(self) -> int: ...
 
 
+SUSPECT = 3
+"""Deliveries from which on a light job is no longer trusted: workers may have died of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A decoded record: the job, its parameters, which try this is, and the trace it belongs to."""
+    """A decoded record: the job, its parameters, which try this is, what came before, and the trace it belongs to."""
 
     record: Record
     id: str
@@ -48,16 +55,28 @@ class Attempt:
     number: int
     started_at: datetime
     carrier: Mapping[str, str]
+    past: Past
+
+    @property
+    def suspect(self) -> bool:
+        """Whether workers died of this job, or may have: it runs beside no other suspect."""
+        return self.past.hint is Hint.ALONE or self.record.delivery_count >= SUSPECT
+
+    @property
+    def ledgered(self) -> bool:
+        """Whether its start is written down before it runs (ADR 3); a light job's only once it is suspect."""
+        return self.kind.recorded or self.suspect
+
+    @property
+    def policy(self) -> Policy:
+        """How patient the queue is with this job."""
+        kind = self.kind
+        return policy(kind.name, default=kind.max_attempts, asked=self.job.max_attempts, own=kind.retry)
 
     @property
     def timeout_s(self) -> float | None:
         """Seconds this attempt may run; the request's own word wins over the kind's."""
         return self.job.timeout_s or self.kind.timeout_s
-
-    @property
-    def limit(self) -> int:
-        """Attempts this job may have."""
-        return self.job.max_attempts or self.kind.max_attempts
 
 
 def identify(record: Record) -> str:
@@ -86,6 +105,7 @@ def read(record: Record, kind: Kind, lane: str, now: datetime) -> Attempt:
     envelope = decode(record.value, record.headers)
     _check_type(envelope.type, kind.name)
     job = parse(Job, envelope.data)
+    past = read_past(record.headers)
     return Attempt(
         record=record,
         id=_id(record, envelope),
@@ -93,9 +113,10 @@ def read(record: Record, kind: Kind, lane: str, now: datetime) -> Attempt:
         lane=lane,
         job=_with_expiry(job, envelope),
         params=parse(kind.params, job.params, kind=kind.name),
-        number=record.delivery_count,
+        number=past.spent + 1,
         started_at=now,
         carrier=envelope.extensions,
+        past=past,
     )
 
 

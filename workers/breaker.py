@@ -329,6 +329,11 @@ class Breakers:
         )
         return Disposition.POISON if crashed or workers - {self._me} else Disposition.NONE
 
+    @property
+    def calm(self) -> bool:
+        """Whether nothing has ever failed: then there is nothing to ask."""
+        return not self._circuits
+
     def states(self) -> dict[str, Circuit]:
         """Return what is known of every dependency: for views and metrics."""
         return dict(self._circuits)

@@ -1,4 +1,4 @@
-"""Cancellations: every worker follows the control topic from its beginning and knows which jobs must not run."""
+"""The control topic, which every worker follows from its beginning: which jobs must not run, what is away, who goes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Protocol
 
 import structlog
 
-from schemas.codec import parse
-from schemas.control import Cancel
+from schemas import control
+from schemas.control import Breaker, Cancel, Drain
 from schemas.errors import TapeError
 from wire.follow import KafkaFollower
 from wire.settings import Settings
@@ -50,15 +50,22 @@ def follow_control(settings: Settings, topic: str) -> Reader:
     return read
 
 
-class Cancellations:
+class Controls:
     """The cancelled jobs, kept up to date by a thread that reads the control topic.
 
     A job cancelled while it runs is noticed by its slot, which asks `reason` now and then. The newest hundred thousand
     are remembered: older ones have long met their job, or never will.
     """
 
-    def __init__(self, read: Reader | None = None) -> None:
+    def __init__(
+        self,
+        read: Reader | None = None,
+        *,
+        breaker: Callable[[Breaker], None] = lambda _: None,
+        drain: Callable[[Drain], None] = lambda _: None,
+    ) -> None:
         self._reasons: OrderedDict[str, str] = OrderedDict()
+        self._breaker, self._drain = breaker, drain
         self._stop = threading.Event()
         self._read = read
         self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
@@ -70,19 +77,23 @@ class Cancellations:
         return self._reasons.get(job)
 
     def apply(self, record: ControlRecord) -> None:
-        """Take in one record; a tombstone or an unreadable one cancels nothing."""
-        job = (record.key or b"").decode("utf-8", "replace")
+        """Take in one record; a tombstone takes a cancellation back, and an unreadable one says nothing."""
         if record.value is None:
-            self._reasons.pop(job, None)
+            self._reasons.pop((record.key or b"").decode("utf-8", "replace"), None)
             return
         try:
-            message = parse(Cancel, record.value)
+            message = control.read(record.value)
         except TapeError as error:
             _LOG.warning("unreadable control message", error=str(error))
             return
-        self._reasons[message.job] = message.reason
-        while len(self._reasons) > KEPT:
-            self._reasons.popitem(last=False)
+        if isinstance(message, Cancel):
+            self._reasons[message.job] = message.reason
+            while len(self._reasons) > KEPT:
+                self._reasons.popitem(last=False)
+        elif isinstance(message, Breaker):
+            self._breaker(message)
+        elif isinstance(message, Drain):
+            self._drain(message)
 
     def close(self) -> None:
         """End the thread."""

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from datetime import datetime
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import structlog
 from opentelemetry import trace
 
-from schemas.errors import InvalidError, JobError, TapeError
+from schemas.errors import FailureClass, InvalidError, JobError, TapeError
 from schemas.event import EventType
 from schemas.job import Lane
-from schemas.outcome import Cancelled, Failed, Failure, Verdict
+from schemas.outcome import Cancelled, Failed, Failure, Succeeded, Verdict
 from schemas.topics import Names
 from wire import telemetry
+from workers.admit import Admission, Signals
 from workers.again import Again
 from workers.attempt import Attempt, Record, read
+from workers.claim import SURE_S, Claims
+from workers.gate import Gate
 from workers.kinds import Kind
-from workers.retry import decide
+from workers.policy import Fail, decide
 from workers.runner import Runner
 from workers.settle import Settler
 
 _TRACER = trace.get_tracer("tickertape.worker")
 _LOG = structlog.get_logger("tickertape.execute")
+_NOTHING = nullcontext()
 
 
 class Executor:
@@ -36,16 +41,17 @@ class Executor:
         kinds: Mapping[str, Kind],
         names: Names,
         settler: Settler,
-        now: Callable[[], datetime],
-        cancelled: Callable[[str], str | None],
-        stopping: Callable[[], bool],
+        claims: Claims,
+        gate: Gate,
+        signals: Signals,
         again: Again,
         give: Callable[[Record], None],
     ) -> None:
         self._kinds, self._names, self._settler = kinds, names, settler
         self._topics = {names.jobs(kind, lane): (kind, lane.value) for kind in kinds for lane in Lane}
-        self._now, self._cancelled, self._stopping = now, cancelled, stopping
-        self._again, self._give = again, give
+        self._again, self._give, self._claims, self._signals = again, give, claims, signals
+        self._admission, self._gate = Admission(settler, claims, gate, signals), gate
+        self._alone = threading.Lock()
 
     def execute(self, record: Record, runner: Runner) -> None:
         """Take one record from bytes to settlement; never raises."""
@@ -67,7 +73,7 @@ class Executor:
                 kind, lane = self._names.parse_jobs(record.topic)
                 raise InvalidError(f"this worker has no kind {kind!r}", code="TAPE-1003", topic=record.topic)
             kind, lane = known
-            return read(record, self._kinds[kind], lane, self._now())
+            return read(record, self._kinds[kind], lane, self._signals.now())
         except TapeError as error:
             self._settler.bury_raw(record, kind, lane, Failure.of(error))
         except Exception as error:
@@ -78,45 +84,54 @@ class Executor:
     def _attempt(self, attempt: Attempt, runner: Runner) -> None:
         record = attempt.record
         try:
-            with self._span(attempt):
-                if self._admit(attempt):
-                    self._settle(attempt, self._run(attempt, runner))
+            with self._span(attempt), self._apart(attempt):
+                if (admitted := self._admission.admit(attempt)) is not None:
+                    with self._held(admitted):
+                        verdict = self._run(admitted, runner)
+                        self._gate.tell(admitted, verdict)
+                        self._settle(admitted, verdict)
         except (InvalidError, JobError) as error:  # it would be the same another time
             self._settler.bury(attempt, Failure.of(error))
         except TapeError as error:
             _LOG.error("attempt cannot go on yet", job=attempt.id, error=str(error))
-            self._again.later(record, lambda: self._give(record))
+            self._gate.trouble(attempt, error)
+            if error.failure is FailureClass.DEPENDENCY:
+                self._admission.postpone(attempt, Failure.of(error))
+            else:
+                self._again.later(record, lambda: self._give(record))
         except Exception as error:
             _LOG.exception("defect in the worker", job=attempt.id)
             self._settler.bury(attempt, _defect(error))
+        finally:
+            self._gate.ended(attempt)
+
+    def _apart(self, attempt: Attempt) -> AbstractContextManager[Any]:
+        """Suspects run one at a time: should the worker die, the ledger names the one that was running."""
+        return self._alone if attempt.suspect else _NOTHING
+
+    @contextmanager
+    def _held(self, attempt: Attempt) -> Iterator[None]:
+        """Whatever happens, a claim beats no longer than its attempt lasts."""
+        try:
+            yield
+        except BaseException:
+            if attempt.ledgered:
+                self._claims.abandon(attempt.id)
+            raise
+        finally:
+            if attempt.ledgered:
+                self._claims.drop(attempt.id)
 
     def _span(self, attempt: Attempt) -> AbstractContextManager[Any]:
         """A span under the client's; light jobs have one only when their sender traces them."""
         if not attempt.kind.recorded and "traceparent" not in attempt.carrier:
-            return nullcontext()
+            return _NOTHING
         return _TRACER.start_as_current_span(
             f"job {attempt.kind.name}",
             context=telemetry.extract(attempt.carrier),
             kind=trace.SpanKind.CONSUMER,
             attributes={"tape.job": attempt.id, "tape.attempt": attempt.number, "tape.topic": attempt.record.topic},
         )
-
-    def _admit(self, attempt: Attempt) -> bool:
-        """Settle at once what must not run: settled already, cancelled, expired, or delivered too often."""
-        if attempt.kind.recorded and (known := self._settler.known(attempt)) is not None:
-            _LOG.info("already settled", job=attempt.id, status=known.status.value)
-            self._settler.repeat(attempt, known)
-        elif (reason := self._cancelled(attempt.id)) is not None:
-            self._settler.finish(attempt, Cancelled(reason=reason))
-        elif attempt.job.expires_at is not None and attempt.started_at > attempt.job.expires_at:
-            late = JobError("the job was not started in time", code="TAPE-6006", expires_at=attempt.job.expires_at)
-            self._settler.expire(attempt, Failure.of(late))
-        elif attempt.number > attempt.limit:
-            lost = JobError(f"delivered {attempt.number} times without an end", code="TAPE-6008", limit=attempt.limit)
-            self._settler.bury(attempt, Failure.of(lost))
-        else:
-            return True
-        return False
 
     def _run(self, attempt: Attempt, runner: Runner) -> Verdict:
         if attempt.kind.recorded:
@@ -125,44 +140,92 @@ class Executor:
         return runner.run(
             attempt,
             lambda data: self._progress(attempt, data),
-            lambda: self._cancelled(attempt.id) is not None or self._stopping(),
+            lambda: self._stopped(attempt),
         )
+
+    def _stopped(self, attempt: Attempt) -> bool:
+        """Whether the handler should end: the job was cancelled or taken over, or the worker goes down."""
+        ours = not attempt.ledgered or not self._claims.fenced(attempt.id)
+        return self._signals.cancelled(attempt.id) is not None or self._signals.stopping() or not ours
 
     def _progress(self, attempt: Attempt, data: dict[str, Any]) -> None:
         self._settler.announce(attempt, EventType.PROGRESS, progress=data)
 
     def _settle(self, attempt: Attempt, verdict: Verdict) -> None:
         with self._step("settle", attempt):
-            if isinstance(verdict, Cancelled):
+            if not self._sure(attempt):
+                self._settler.refuse(attempt)
+            elif isinstance(verdict, Cancelled):
                 self._end_early(attempt, verdict)
             elif isinstance(verdict, Failed):
-                decision = decide(verdict.failure, attempt=attempt.number, limit=attempt.limit)
-                _LOG.warning(
-                    "job failed",
-                    job=attempt.id,
-                    attempt=attempt.number,
-                    code=verdict.failure.code,
-                    error=verdict.failure.message,
-                    decision=decision.value,
-                )
-                self._settler.apply(attempt, verdict, decision)
+                self._failed(attempt, verdict)
             else:
-                self._settler.finish(attempt, verdict)
+                self._finish(attempt, verdict)
         if attempt.kind.recorded:
             _LOG.info("job settled", job=attempt.id, verdict=verdict.verdict, seconds=round(verdict.usage.seconds, 3))
 
+    def _sure(self, attempt: Attempt) -> bool:
+        """Whether the job is still ours."""
+        return not attempt.ledgered or self._patiently(attempt, self._claims.sure)
+
+    def _freed(self, attempt: Attempt, *, ended: bool = True) -> bool:
+        """Let go of the claim, if there is one; False when the job is not ours any more."""
+        return not attempt.ledgered or self._patiently(attempt, partial(self._claims.free, ended=ended))
+
+    def _patiently(self, attempt: Attempt, call: Callable[[str], bool]) -> bool:
+        """Ask the claims until the store answers: the work is done and the lease is held, so there is time."""
+        while True:
+            try:
+                return call(attempt.id)
+            except TapeError as error:
+                _LOG.error("claim not written yet", job=attempt.id, error=str(error))
+                self._gate.trouble(attempt, error)
+                if self._signals.pause(SURE_S):
+                    return True
+
+    def _failed(self, attempt: Attempt, verdict: Failed) -> None:
+        failure, policy = verdict.failure, attempt.policy
+        decision = decide(
+            policy,
+            failure,
+            attempt.past,
+            attempt=attempt.number,
+            now=attempt.started_at,
+            chance=self._signals.chance(),
+        )
+        _LOG.warning(
+            "job failed", job=attempt.id, attempt=attempt.number, code=failure.code, error=failure.message,
+            decision=type(decision).__name__.lower(),
+        )  # fmt: skip
+        if isinstance(decision, Fail):
+            self._finish(attempt, verdict)
+        elif self._freed(attempt):
+            self._settler.apply(attempt, verdict, decision)
+        else:
+            self._settler.refuse(attempt)
+
+    def _finish(self, attempt: Attempt, verdict: Succeeded | Failed | Cancelled) -> None:
+        """End the job. A kept outcome stands above the claim; a light job's must not look like a death later."""
+        if attempt.kind.recorded or self._freed(attempt):
+            self._settler.finish(attempt, verdict)
+        else:
+            self._settler.refuse(attempt)
+
     def _end_early(self, attempt: Attempt, verdict: Cancelled) -> None:
-        reason = self._cancelled(attempt.id)
-        if reason is None and self._stopping():
+        reason = self._signals.cancelled(attempt.id)
+        if reason is None and self._signals.stopping():
             # Stopped because the worker goes down, not because anybody asked: hand the job back.
             down = JobError("the worker was stopped", code="TAPE-3004", hint="another worker takes the job")
-            self._settler.release(attempt, Failure.of(down))
+            if self._freed(attempt, ended=False):
+                self._settler.release(attempt, Failure.of(down))
+            else:
+                self._settler.refuse(attempt)
         else:
-            self._settler.finish(attempt, verdict.model_copy(update={"reason": reason or verdict.reason}))
+            self._finish(attempt, verdict.model_copy(update={"reason": reason or verdict.reason}))
 
     def _step(self, name: str, attempt: Attempt) -> AbstractContextManager[Any]:
         if not attempt.kind.recorded:
-            return nullcontext()
+            return _NOTHING
         return _TRACER.start_as_current_span(name)
 
 

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from schemas.errors import InvalidError
 from schemas.outcome import Verdict
 from workers.context import Context
+from workers.policy import Policy
 
 GROUP = "tickertape.kinds"
 BUILTIN = {
@@ -44,6 +45,8 @@ class Kind:
     isolation: Isolation = "process"
     max_attempts: int = 3
     timeout_s: float | None = None
+    retry: Policy | None = None
+    needs: tuple[str, ...] = ()
 
     @property
     def recorded(self) -> bool:
@@ -62,16 +65,20 @@ def kind(
     isolation: Isolation = "process",
     max_attempts: int = 3,
     timeout_s: float | None = None,
+    retry: Policy | None = None,
+    needs: Iterable[str] = (),
 ) -> Callable[[Callable[[Context, P], Verdict]], Kind]:
     """Make a kind of a handler.
 
     `isolation="process"` runs it in a warm child process that may crash, hang or eat memory without harming the
     worker, and keeps its outcome in the store. `"thread"` is for light work: thousands a second, no protection, and a
-    timeout that only a handler which calls `context.check()` obeys.
+    timeout that only a handler which calls `context.check()` obeys. `retry` says how patient the queue is with its
+    failures; without it the kind's own policy counts (`workers.policy`), with `max_attempts`. `needs` names what the
+    kind cannot work without, such as `judge:HOST`: while that is away no job of the kind is taken.
     """
 
     def make(handler: Callable[[Context, P], Verdict]) -> Kind:
-        return Kind(name, params, handler, isolation, max_attempts, timeout_s)
+        return Kind(name, params, handler, isolation, max_attempts, timeout_s, retry, tuple(needs))
 
     return make
 

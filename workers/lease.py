@@ -120,6 +120,7 @@ class LeaseLoop:
         sources: Sequence[Source],
         *,
         forget: Callable[[Record], None] = lambda _: None,
+        gate: Callable[[str], int | None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         limit: int | None = None,
         idle_s: float | None = None,
@@ -127,7 +128,7 @@ class LeaseLoop:
         self.sources = list(sources)
         self._pools = list({id(source.pool): source.pool for source in sources}.values())
         self._rounds = {id(pool): Round([source for source in sources if source.pool is pool]) for pool in self._pools}
-        self._forget, self._clock, self._idle_s = forget, clock, idle_s
+        self._forget, self._gate, self._clock, self._idle_s = forget, gate, clock, idle_s
         self._left = limit
         self._held: dict[Place, Lease] = {}
         self._adrift: dict[int, Lease] = {}
@@ -150,6 +151,10 @@ class LeaseLoop:
     def held(self) -> int:
         """Leases held now."""
         return len(self._held)
+
+    def leases(self) -> list[tuple[Record, str]]:
+        """What is held now, each with its kind; callable from any thread."""
+        return [(lease.record, lease.source.kind) for lease in list(self._held.values())]
 
     def wake(self) -> None:
         """Make the loop look again at once; callable from any thread."""
@@ -270,14 +275,17 @@ class LeaseLoop:
 
     def _acquire(self, pool: Pool) -> None:
         turn = self._rounds[id(pool)]
+        rooms = {source.kind: self._gate(source.kind) for source in turn.sources}
         for source in turn.sources:
             if promised := source.consumer.promised:
                 self._take(source, source.consumer.poll(promised, 0.0))
-                if self._full:
-                    source.consumer.poll(0, 0.0)
+                if self._full or rooms[source.kind] == 0:
+                    self._take(source, source.consumer.poll(0, 0.0))
         if self._full:
             return
-        asking = [source for source in turn.order() if not source.consumer.promised]
+        if shut := [source for source in turn.sources if rooms[source.kind] is not None]:
+            self._pause = min(self._pause, ROTATE_S if len(shut) < len(turn.sources) else TICK_S)
+        asking = [source for source in turn.order() if not source.consumer.promised and rooms[source.kind] != 0]
         waiting = [source for source in turn.sources if source.consumer.promised]
         if not waiting:
             turn.asked_at = self.beat
@@ -287,17 +295,26 @@ class LeaseLoop:
             turn.asked_at = self.beat
             for source in waiting:
                 self._take(source, source.consumer.poll(0, 0.0))
+        self._ask(pool, turn, asking, rooms)
+        asked = [source.consumer.promised > 0 for source in turn.sources]
+        if any(asked) and not all(asked):
+            self._pause = min(self._pause, ROTATE_S)
+
+    def _ask(self, pool: Pool, turn: Round, asking: Sequence[Source], rooms: dict[str, int | None]) -> None:
+        """Ask the sources for what there is room for; one whose dependency is on trial for one job in all."""
         room = self._room(pool, turn.sources)
         for place, source in enumerate(asking):
             if room <= 0:
                 break
             share = -(-room // (len(asking) - place))
+            if (limit := rooms[source.kind]) is not None:
+                held = sum(lease.source.kind == source.kind for lease in self._held.values())
+                share = min(share, limit - held - sum(o.consumer.promised for o in asking if o.kind == source.kind))
+                if share <= 0:
+                    continue
             records = source.consumer.poll(share, 0.0)
             room -= len(records) + source.consumer.promised
             self._take(source, records)
-        asked = [source.consumer.promised > 0 for source in turn.sources]
-        if any(asked) and not all(asked):
-            self._pause = ROTATE_S
 
     def _room(self, pool: Pool, mine: Sequence[Source]) -> int:
         buffer = 0

@@ -1,34 +1,38 @@
 """Settle an attempt: outcome → event → acknowledge. Nothing is acknowledged before what it stands for is durable.
 
-Order (DESIGN §3.5): the outcome object is created once in the store (recorded kinds), then the event or the dead letter
-is confirmed by the broker, and only then the lease is accepted,
-released or rejected. What cannot be made durable now is tried again with growing pauses while the lease is held and
-renewed: a release would spend one of the broker's deliveries, and after the last of those Kafka drops the record.
+Order (DESIGN §3.5): the outcome object is created once in the store (recorded kinds), or the job's next record or its
+dead letter is confirmed by the broker; then the event; and only then the lease is accepted, released or rejected. What
+cannot be made durable now is tried again with growing pauses while the lease is held and renewed: a release would spend
+one of the broker's deliveries, and after the last of those Kafka drops the record.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
 
 from schemas import codec
 from schemas.codec import Header
-from schemas.dead import HEADER, DeadLetter
+from schemas.dead import DeadLetter, dead_headers
+from schemas.delays import delayed
 from schemas.errors import ConflictError, InvalidError, JobError, TapeError
 from schemas.event import EVENT_OF, Event, EventType
 from schemas.ids import derived_id, uuid7
-from schemas.outcome import Cancelled, Failed, Failure, Outcome, Status, Succeeded
+from schemas.outcome import Cancelled, Failed, Failure, Outcome, Status, Succeeded, Usage
+from schemas.past import Past, Try
 from schemas.topics import Names
 from wire.blobs import Blobs
 from wire.publish import Publisher, Sent
 from wire.share import AckType
 from workers.again import Again
 from workers.attempt import Attempt, Record, identify
-from workers.retry import Decision
+from workers.gate import Gate
+from workers.policy import Bury, Decision, Fail, Postpone, Retry
 
 Done = Callable[[Record, AckType], None]
 Clock = Callable[[], datetime]
@@ -55,9 +59,11 @@ class Settler:
         now: Clock,
         done: Done,
         again: Again,
+        gate: Gate,
     ) -> None:
         self._publisher, self._store, self._names = publisher, store, names
-        self._worker, self._now, self._done, self._again = worker, now, done, again
+        self.worker = worker
+        self._now, self._done, self._again, self._gate = now, done, again, gate
         self._source = f"/tickertape/worker/{worker}"
 
     def announce(self, attempt: Attempt, kind: EventType, **fields: Any) -> Future[Sent]:
@@ -76,11 +82,58 @@ class Settler:
         """Tell a known outcome again (its first teller may have died) and accept the lease."""
         self._tell(attempt.record, self._final(attempt, outcome), AckType.ACCEPT)
 
+    def retry(self, attempt: Attempt, failure: Failure, decision: Retry | Postpone) -> None:
+        """Write the job's next record, to be taken after the delay, and say so."""
+        retries = isinstance(decision, Retry)
+        last = Try.of(
+            failure, attempt=attempt.number, started_at=attempt.started_at, ended_at=self._now(), worker=self.worker,
+            spent=isinstance(decision, Retry) and decision.spent,
+        )  # fmt: skip
+        past = attempt.past.after(last)
+        if isinstance(decision, Retry):
+            past = past.model_copy(update={"hint": decision.hint})
+        kind = EventType.RETRYING if retries else EventType.POSTPONED
+        self.again(attempt, past, kind, delay_s=decision.delay_s, failure=failure)
+
+    def again(
+        self, attempt: Attempt, past: Past, kind: EventType, *, delay_s: float, failure: Failure | None = None
+    ) -> None:
+        """Write the job's record once more, with this past and to be taken in `delay_s` seconds; let go of this one."""
+        due = self._now() + timedelta(seconds=delay_s)
+        identity = derived_id(attempt.id, kind.value, str(past.spent), str(due.timestamp()))
+        event = self._event(attempt, kind, identity, failure=failure, until=due)
+        record = attempt.record
+
+        def send() -> Future[Sent]:
+            moments = {"due_ms": math.ceil(due.timestamp() * 1000), "now_ms": int(self._now().timestamp() * 1000)}
+            return self._send(
+                *delayed(
+                    record.topic,
+                    prefix=self._names.prefix,
+                    key=record.key,
+                    value=record.value,
+                    headers=record.headers,
+                    past=past,
+                    **moments,
+                )
+            )
+
+        self._confirm(record, send, lambda: self._tell(record, event, AckType.ACCEPT))
+
     def release(self, attempt: Attempt, failure: Failure) -> None:
-        """Give the job back for another attempt, and say so."""
+        """Hand the job back as it is, for whoever takes it next; nothing is spent."""
         self._tell(attempt.record, self._event(attempt, EventType.RETRYING, uuid7(), failure=failure), AckType.RELEASE)
 
-    def bury(self, attempt: Attempt, failure: Failure) -> None:
+    def refuse(self, attempt: Attempt) -> None:
+        """Drop what came of an attempt whose job another worker took over; say so, and let go of the lease."""
+        late = ConflictError("another worker took the job over; this outcome is refused", code="TAPE-3009")
+        _LOG.warning("late outcome refused", job=attempt.id, attempt=attempt.number, refused=self.worker)
+        event = self._event(
+            attempt, EventType.PROGRESS, uuid7(), failure=Failure.of(late), progress={"refused": self.worker}
+        )
+        self._tell(attempt.record, event, AckType.RELEASE)
+
+    def bury(self, attempt: Attempt, failure: Failure, *, usage: Usage | None = None) -> None:
         """Make a dead letter of the job: the original bytes first, then its end, then the lease is rejected.
 
         No outcome is kept in the store, because a redrive may still bring the job to one. Where the store has one
@@ -91,40 +144,49 @@ class Settler:
                 first = self._known_or_corrupt(attempt)
             except TapeError as error:
                 _LOG.error("outcome not looked up yet", job=attempt.id, error=str(error))
-                self._again.later(attempt.record, lambda: self.bury(attempt, failure))
+                self._again.later(attempt.record, lambda: self.bury(attempt, failure, usage=usage))
                 return
             if first is not None:
                 self.repeat(attempt, first)
                 return
         outcome = self._outcome(attempt, Failed(failure=failure), Status.DEAD)
         event = self._final(attempt, outcome)
-        letter = self._letter(attempt.record, attempt.id, attempt.kind.name, failure)
-        self._confirm(attempt.record, letter, lambda: self._tell(attempt.record, event, AckType.REJECT))
+        letter = self._letter(attempt, failure, usage or Usage())
+        self._confirm(
+            attempt.record,
+            self._dead(attempt.record, letter),
+            lambda: self._tell(attempt.record, event, AckType.REJECT),
+        )
 
     def bury_raw(self, record: Record, kind: str, lane: str, failure: Failure) -> None:
         """Make a dead letter of a record that cannot be read."""
         job = identify(record)
         now = self._now()
         outcome = Outcome(
-            job=job, kind=kind, status=Status.DEAD, attempt=record.delivery_count, worker=self._worker,
+            job=job, kind=kind, status=Status.DEAD, attempt=record.delivery_count, worker=self.worker,
             finished_at=now, failure=failure,
         )  # fmt: skip
         event = Event(
             id=derived_id(job, "dead", record.topic, str(record.partition), str(record.offset)),
             type=EventType.DEAD, job=job, kind=kind, lane=lane, time=now, attempt=record.delivery_count,
-            worker=self._worker, failure=failure, outcome=outcome,
+            worker=self.worker, failure=failure, outcome=outcome,
         )  # fmt: skip
-        letter = self._letter(record, job, kind, failure)
-        self._confirm(record, letter, lambda: self._tell(record, event, AckType.REJECT))
+        letter = DeadLetter(
+            job=job, kind=kind, topic=record.topic, partition=record.partition, offset=record.offset,
+            attempts=record.delivery_count, worker=self.worker, time=now, failure=failure,
+            first_failed_at=now, last_failed_at=now,
+        )  # fmt: skip
+        self._confirm(record, self._dead(record, letter), lambda: self._tell(record, event, AckType.REJECT))
 
     def apply(self, attempt: Attempt, verdict: Failed, decision: Decision) -> None:
-        """Carry out what `workers.retry` decided about a failed attempt."""
-        if decision is Decision.RELEASE:
-            self.release(attempt, verdict.failure)
-        elif decision is Decision.FAIL:
-            self.finish(attempt, verdict)
-        else:
-            self.bury(attempt, verdict.failure)
+        """Carry out what `workers.policy` decided about a failed attempt."""
+        match decision:
+            case Fail():
+                self.finish(attempt, verdict)
+            case Bury():
+                self.bury(attempt, verdict.failure, usage=verdict.usage)
+            case Retry() | Postpone():
+                self.retry(attempt, verdict.failure, decision)
 
     def known(self, attempt: Attempt) -> Outcome | None:
         """Return the outcome that this job has already, if it has one."""
@@ -150,6 +212,7 @@ class Settler:
                 return
             except TapeError as error:
                 _LOG.error("outcome not stored yet", job=attempt.id, error=str(error))
+                self._gate.trouble(attempt, error)
                 self._again.later(attempt.record, lambda: self._end(attempt, outcome, ack))
                 return
         self._tell(attempt.record, self._final(attempt, outcome), ack)
@@ -161,8 +224,8 @@ class Settler:
             first = self.known(attempt)
             if first is None:
                 raise
-            if first.worker != self._worker or first.attempt != attempt.number:
-                _LOG.warning("late outcome refused", job=attempt.id, kept=first.worker, refused=self._worker)
+            if first.worker != self.worker or first.attempt != attempt.number:
+                _LOG.warning("late outcome refused", job=attempt.id, kept=first.worker, refused=self.worker)
             return first
         return outcome
 
@@ -179,7 +242,7 @@ class Settler:
             tenant=attempt.job.tenant,
             status=status or Status(verdict.verdict),
             attempt=attempt.number,
-            worker=self._worker,
+            worker=self.worker,
             finished_at=self._now(),
             result=done.result,
             artifacts=done.artifacts,
@@ -204,7 +267,7 @@ class Settler:
             tenant=attempt.job.tenant,
             time=self._now(),
             attempt=attempt.number,
-            worker=self._worker,
+            worker=self.worker,
             started_at=attempt.started_at,
             labels=attempt.job.labels,
             **fields,
@@ -222,24 +285,44 @@ class Settler:
             subject=event.job,
             time=event.time.isoformat(),
         )
-        return self._send(self._names.events, event.job.encode(), value, codec.encode(envelope))
+        return self._send(self._names.events, None, event.job.encode(), value, codec.encode(envelope))
 
-    def _send(self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[Header]) -> Future[Sent]:
+    def _send(
+        self,
+        topic: str,
+        partition: int | None,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[Header],
+        timestamp_ms: int | None = None,
+    ) -> Future[Sent]:
         try:
-            return self._publisher.publish(topic, key=key, value=value, headers=headers)
+            return self._publisher.publish(
+                topic, key=key, value=value, headers=headers, partition=partition, timestamp_ms=timestamp_ms
+            )
         except TapeError as error:
             refused: Future[Sent] = Future()
             refused.set_exception(error)
             return refused
 
-    def _letter(self, record: Record, job: str, kind: str, failure: Failure) -> Callable[[], Future[Sent]]:
-        letter = DeadLetter(
-            job=job, kind=kind, topic=record.topic, partition=record.partition, offset=record.offset,
-            attempts=record.delivery_count, worker=self._worker, time=self._now(), failure=failure,
+    def _letter(self, attempt: Attempt, failure: Failure, usage: Usage) -> DeadLetter:
+        record, now = attempt.record, self._now()
+        last = Try.of(failure, attempt=attempt.number, started_at=attempt.started_at, ended_at=now, worker=self.worker)
+        past = attempt.past.after(last)
+        model = getattr(attempt.params, "model", None) or getattr(attempt.params, "base", None)
+        return DeadLetter(
+            job=attempt.id, kind=attempt.kind.name, topic=record.topic, partition=record.partition,
+            offset=record.offset, attempts=attempt.number, worker=self.worker, time=now, failure=failure, past=past,
+            first_failed_at=past.tries[0].ended_at, last_failed_at=now, trace=_trace(attempt),
+            tenant=attempt.job.tenant, model=model if isinstance(model, str) else None, replays=past.replays,
+            gpu_seconds=usage.seconds or None,
+            disposition=self._gate.disposition(attempt, failure),
         )  # fmt: skip
+
+    def _dead(self, record: Record, letter: DeadLetter) -> Callable[[], Future[Sent]]:
         headers = [*record.headers, *dead_headers(letter)]
-        topic = self._names.dead(kind)
-        return lambda: self._send(topic, record.key, record.value, headers)
+        topic = self._names.dead(letter.kind)
+        return lambda: self._send(topic, None, record.key, record.value, headers)
 
     def _tell(self, record: Record, event: Event, ack: AckType) -> None:
         self._confirm(record, lambda: self._publish(event), lambda: self._done(record, ack))
@@ -259,20 +342,7 @@ class Settler:
         send().add_done_callback(after)
 
 
-def dead_headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
-    """Return the headers that tell why a record is dead; flat texts for tools, and the whole as JSON."""
-    flat = {
-        "job": letter.job,
-        "kind": letter.kind,
-        "topic": letter.topic,
-        "partition": str(letter.partition),
-        "offset": str(letter.offset),
-        "attempts": str(letter.attempts),
-        "worker": letter.worker,
-        "time": letter.time.isoformat(),
-        "class": letter.failure.failure.value,
-        "code": letter.failure.code,
-        "message": letter.failure.message,
-        "json": letter.model_dump_json(),
-    }
-    return [(HEADER + name, text.encode()) for name, text in flat.items()]
+def _trace(attempt: Attempt) -> str | None:
+    """Return the trace id that the job's sender gave, if it did."""
+    parts = attempt.carrier.get("traceparent", "").split("-")
+    return parts[1] if len(parts) == 4 else None

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -17,6 +18,8 @@ import structlog
 from kafka.net.selector import NetworkSelector
 from kafka.protocol.metadata import MetadataRequest
 
+from schemas.codec import dump
+from schemas.control import Control, Drain, Presence, key
 from schemas.errors import AuthError, NotFoundError, TapeError, UnavailableError
 from schemas.ids import uuid7
 from schemas.job import Lane
@@ -27,12 +30,18 @@ from wire.publish import KafkaPublisher, Publisher
 from wire.settings import Settings
 from wire.share import AcquireMode, Listener, OffsetRange, ShareConfig, ShareConsumer, ShareError
 from wire.share.errors import UNKNOWN_TOPIC_OR_PARTITION, AuthenticationError, AuthorizationError, UnsupportedError
+from workers.admit import Signals
 from workers.again import Again
-from workers.control import Cancellations, follow_control
+from workers.breaker import Breakers
+from workers.claim import Claims
+from workers.control import Controls, follow_control
+from workers.delay import Mover
 from workers.execute import Executor
+from workers.gate import Gate
 from workers.health import Health
 from workers.kinds import Kind, load
 from workers.lease import Consumer, LeaseLoop, Source
+from workers.presence import Announcer, Post
 from workers.process import ChildRunner
 from workers.runner import InlineRunner, Runner
 from workers.settle import Settler
@@ -62,18 +71,21 @@ class Options:
     limit: int | None = None
     idle_s: float | None = None
     housekeep_s: float | None = None
+    move: bool = True
 
 
 class _Losses(Listener):
-    """Passes lost leases on to the loop, and trouble to the log."""
+    """Passes lost leases on to the loop and the claims, and trouble to the log."""
 
-    def __init__(self, lost: Callable[[Iterable[tuple[str, int, int]]], None]) -> None:
-        self._lost = lost
+    def __init__(self, lost: Callable[[Iterable[tuple[str, int, int]]], None], doubt: Callable[[], None]) -> None:
+        self._lost, self._doubt = lost, doubt
 
     def on_lost(self, ranges: Iterable[OffsetRange], error: ShareError) -> None:
+        self._doubt()
         self._lost([(r.topic, r.partition, offset) for r in ranges for offset in range(r.first, r.last + 1)])
 
     def on_error(self, error: ShareError) -> None:
+        self._doubt()
         _LOG.warning("share group", error=str(error))
 
 
@@ -92,7 +104,7 @@ class Worker:
         consume: Consume | None = None,
         publisher: Publisher | None = None,
         store: Blobs | None = None,
-        control: Cancellations | None = None,
+        control: Controls | None = None,
     ) -> None:
         self.settings, self.options = settings, options
         self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid7()[-4:]}"
@@ -107,9 +119,18 @@ class Worker:
         if consume is None:
             _check(settings, self._names, tuple(self.kinds))
         self._publisher = publisher or KafkaPublisher(settings, linger_ms=LINGER_MS, name=f"worker-{self.id}")
-        self._control = control or Cancellations(follow_control(settings, self._names.control))
+        self._breakers = Breakers(self.id, now, self._say)
+        self._gate = Gate(self._breakers, self.kinds)
+        self._control = control or Controls(
+            follow_control(settings, self._names.control), breaker=self._breakers.apply, drain=self._told_to_drain
+        )
+        # Tests that bring their own queue bring their own time, too.
+        self._mover = Mover(settings, name=self.id) if options.move and consume is None else None
         self._again = Again()
+        self._claims = Claims(worker=self.id, store=self.store, now=now)
         self._pools: dict[bool, Pool] = {}
+        post = Post(worker=self.id, kinds=self.kinds, lanes=options.lanes, slots=options.slots, started_at=now())
+        self._presence = Announcer(self._say, self._unsay, partial(self._seen, post))
         self._built = False
         self.loop = self._build(consume or self._share)
         self._built = True
@@ -123,14 +144,15 @@ class Worker:
             now=now,
             done=lambda record, ack: self.loop.done(record, ack),
             again=self._again,
+            gate=self._gate,
         )
         executor = Executor(
             kinds=self.kinds,
             names=self._names,
             settler=settler,
-            now=now,
-            cancelled=self._control.reason,
-            stopping=self._hurry.is_set,
+            claims=self._claims,
+            gate=self._gate,
+            signals=Signals(now, self._control.reason, self._hurry.is_set, self._ended.wait),
             again=self._again,
             give=lambda record: self._pool_of(self._names.parse_jobs(record.topic)[0]).give(record),
         )
@@ -145,7 +167,10 @@ class Worker:
             for kind in self.kinds
             for lane in self.options.lanes
         ]
-        return LeaseLoop(sources, forget=self._again.forget, limit=self.options.limit, idle_s=self.options.idle_s)
+        return LeaseLoop(
+            sources, forget=self._again.forget, gate=self._gate.room, limit=self.options.limit,
+            idle_s=self.options.idle_s,
+        )  # fmt: skip
 
     def _pool_of(self, kind: str) -> Pool:
         return self._pools[self.kinds[kind].isolation == "thread"]
@@ -159,7 +184,7 @@ class Worker:
     def _open(self, consume: Consume, kind: str, lane: str) -> Consumer:
         topic, group = self._names.jobs(kind, lane), self._names.group(kind)
         light = self.kinds[kind].isolation == "thread"
-        listener = _Losses(lambda places: self.loop.lost(places))
+        listener = _Losses(lambda places: self.loop.lost(places), self._claims.doubt)
         return consume(topic, group, light, self._ready_to_turn, listener)
 
     def _ready_to_turn(self) -> None:
@@ -218,6 +243,24 @@ class Worker:
         timer.daemon = True
         timer.start()
         self.loop.drain()
+        self._presence.now()
+
+    def _told_to_drain(self, message: Drain) -> None:
+        if message.worker == self.id and not self.loop.draining:
+            _LOG.info("told to drain", reason=message.reason)
+            self.drain()
+
+    def _say(self, message: Control) -> None:
+        """Put a message on the control topic; one that is lost is said again by whoever said it."""
+        with suppress(TapeError):
+            self._publisher.publish(self._names.control, key=key(message).encode(), value=dump(message))
+
+    def _unsay(self, name: str) -> None:
+        self._publisher.publish(self._names.control, key=name.encode(), value=None)
+
+    def _seen(self, post: Post) -> Presence:
+        states = {name: circuit.state for name, circuit in self._breakers.states().items()}
+        return post.look(self.loop.leases(), draining=self.loop.draining, breakers=states, now=now())
 
     def _stop(self) -> None:
         self._stop_at = min(self._stop_at, time.monotonic() + STOP_S)
@@ -226,10 +269,14 @@ class Worker:
     def run(self) -> None:
         """Work until drained, then settle, hand back what is left, and close everything."""
         self._again.start()
+        self._claims.start()
         for pool in self._pools.values():
             pool.start()
         if self.health is not None:
             self.health.start()
+        self._presence.start()
+        if self._mover is not None:
+            self._mover.start()
         if self.options.housekeep_s:
             threading.Thread(target=self._keep_house, name="housekeeper", daemon=True).start()
         _LOG.info("worker up", worker=self.id, kinds=sorted(self.kinds), slots=self.options.slots)
@@ -252,9 +299,13 @@ class Worker:
 
     def _close(self) -> None:
         self._hurry.set()
+        self._presence.stop()
         for pool in self._pools.values():
             pool.stop(timeout=10.0)
         self._again.stop()
+        self._claims.stop()
+        if self._mover is not None:
+            self._mover.stop(timeout=5.0)
         self._ended.set()
         try:
             self._publisher.close(timeout=10.0)

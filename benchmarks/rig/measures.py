@@ -26,6 +26,7 @@ from wire.topics import ensure
 
 TAPE = System("tickertape", "Tickertape", ("kafka",), records=True, jobs=20_000)
 BARE = (
+    System("bare-pure", "bare loop, plain kafka-python", ("kafka",), jobs=10_000, peer="pure"),
     System("bare-plain", "bare loop, kafka-python producer", ("kafka",), jobs=15_000, peer="plain"),
     System("bare-publisher", "bare loop, our publisher", ("kafka",), jobs=30_000, peer="publisher"),
 )

@@ -26,6 +26,7 @@ def targets(measures: Found) -> list[Found]:
         ("no-op jobs, the best peer", LISTED, 2.0),
         ("no-op jobs, Celery with results, which the target names", RECORDING, 5.0),
         ("no-op jobs, the best of all that keep outcomes", (*RECORDING, *BEYOND), 5.0),
+        ("no-op jobs, the bare loop in plain kafka-python, as the target has it", ("bare-pure",), 0.8),
         ("no-op jobs, the bare loop with kafka-python's producer", ("bare-plain",), 0.8),
         ("no-op jobs, the bare loop with our publisher", ("bare-publisher",), 0.8),
     ):

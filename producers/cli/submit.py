@@ -38,6 +38,7 @@ def submit(  # noqa: PLR0913, PLR0917 - one parameter an option
     key: Annotated[str | None, typer.Option(help="Idempotency key: the same key is the same job.")] = None,
     timeout: Annotated[str | None, typer.Option(help="How long one attempt may run, e.g. 30m.")] = None,
     expires_in: Annotated[str | None, typer.Option(help="Do not start it after this, e.g. 2h.")] = None,
+    start_in: Annotated[str | None, typer.Option(help="Do not start it before this, e.g. 8h.")] = None,
     max_attempts: Annotated[int | None, typer.Option(help="Attempts before it is given up.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="A label, key=value.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the outcome and print it.")] = False,
@@ -55,6 +56,7 @@ def submit(  # noqa: PLR0913, PLR0917 - one parameter an option
         "key": key,
         "timeout_s": duration(timeout, "--timeout").total_seconds() if timeout else None,
         "expires_at": datetime.now(UTC) + duration(expires_in, "--expires-in") if expires_in else None,
+        "not_before": datetime.now(UTC) + duration(start_in, "--start-in") if start_in else None,
         "max_attempts": max_attempts,
         "labels": pairs(label or [], "--label"),
     }

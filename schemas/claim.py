@@ -1,0 +1,46 @@
+"""Claims: the store's word on who runs a job, and the ledger of attempts that began and never ended (DESIGN §4)."""
+
+from __future__ import annotations
+
+from pydantic import AwareDatetime, Field
+
+from schemas.model import Open
+from schemas.past import Past
+
+
+class Start(Open):
+    """An attempt that began. It is in the ledger for as long as nothing was heard of its end.
+
+    `place`, `spent` and `replays` are of the record that was taken: they tell it from those before and after it.
+    """
+
+    attempt: int = Field(ge=1)
+    worker: str
+    epoch: int = Field(ge=1)
+    started_at: AwareDatetime
+    place: str = Field(default="", description="TOPIC/PARTITION/OFFSET of the record")
+    spent: int = Field(default=0, ge=0)
+    replays: int = Field(default=0, ge=0)
+
+
+class End(Open):
+    """What an attempt came to, where the job has no outcome yet: the past of its next record, or of its dead letter."""
+
+    past: Past
+    buried: bool = False
+
+
+class Claim(Open):
+    """`runs/JOB/claim.json`, written by compare-and-swap before an attempt runs.
+
+    `epoch` rises with every holder, so an old one is told from the new. `beat` rises while the holder lives: others
+    watch it on their own clocks, so no two clocks are ever compared.
+    """
+
+    schema_version: int = 1
+    job: str
+    held: bool = Field(description="false: the attempt ended, or was handed back")
+    start: Start
+    beat: int = Field(default=0, ge=0)
+    lost: tuple[Start, ...] = Field(default=(), description="attempts whose worker died")
+    end: End | None = Field(default=None, description="none: the attempt goes on, or was handed back")

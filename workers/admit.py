@@ -1,0 +1,179 @@
+"""May this job run here and now? Whatever must not is settled at once; what may has its start written down first."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import structlog
+
+from schemas.claim import Start
+from schemas.dead import Place
+from schemas.errors import ConflictError, FailureClass, JobError
+from schemas.event import EventType
+from schemas.outcome import Cancelled, Failed, Failure
+from schemas.past import Hint, Try
+from workers.attempt import Attempt
+from workers.claim import Busy, Claims
+from workers.gate import Gate
+from workers.pace import Pace
+from workers.policy import MEMORY, decide
+from workers.settle import Settler
+
+_LOG = structlog.get_logger("tickertape.admit")
+BUSY_S = 20.0
+"""How long a copy of a job waits while another worker runs it."""
+REWRITTEN = 8
+"""Deliveries after which a record is written anew; Kafka drops it after ten."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """What an executor hears of the world: the time, chance in [0, 1), who was cancelled, whether to stop.
+
+    `pause` sleeps for seconds and returns True when the worker ends meanwhile.
+    """
+
+    now: Callable[[], datetime]
+    cancelled: Callable[[str], str | None]
+    stopping: Callable[[], bool]
+    pause: Callable[[float], bool]
+    chance: Callable[[], float] = random.random
+
+
+class Admission:
+    """The way in: settled already, cancelled, expired, too early, better elsewhere, busy, poisonous, or welcome."""
+
+    def __init__(self, settler: Settler, claims: Claims, gate: Gate, signals: Signals) -> None:
+        self._settler, self._claims, self._gate, self._signals = settler, claims, gate, signals
+        self.pace = Pace()
+
+    def admit(self, attempt: Attempt) -> Attempt | None:
+        """Return the attempt to run, its number counted; None when there is none, and the record is settled.
+
+        Raises `UnavailableError` when the store does not answer.
+        """
+        if (shut := self._gate.enter(attempt)) is not None:
+            self.postpone(attempt, shut)
+            return None
+        if self._turned_away(attempt):
+            return None
+        if not attempt.ledgered:
+            return attempt
+        mine = self._claim(attempt)
+        if mine is None:
+            return None
+        try:
+            return None if self._poisonous(mine) or self._worn(mine) else _eased(mine)
+        except BaseException:
+            self._claims.abandon(attempt.id)
+            raise
+
+    def postpone(self, attempt: Attempt, failure: Failure) -> None:
+        """Put a job off because of a dependency; one that has waited for too long is buried."""
+        decision = decide(
+            attempt.policy, failure, attempt.past,
+            attempt=attempt.number, now=attempt.started_at, chance=self._signals.chance(),
+        )  # fmt: skip
+        self._settler.apply(attempt, Failed(failure=failure), decision)
+
+    def _worn(self, attempt: Attempt) -> bool:
+        """Write a record anew that was delivered too often: Kafka counts deliveries, whatever they were for."""
+        if attempt.record.delivery_count < REWRITTEN:
+            return False
+        if self._claims.free(attempt.id):
+            self._settler.again(attempt, attempt.past, EventType.RETRYING, delay_s=0.0)
+        else:
+            self._settler.refuse(attempt)
+        return True
+
+    def _turned_away(self, attempt: Attempt) -> bool:
+        job, settler = attempt.job, self._settler
+        if attempt.kind.recorded and (known := settler.known(attempt)) is not None:
+            _LOG.info("already settled", job=attempt.id, status=known.status.value)
+            settler.repeat(attempt, known)
+        elif (reason := self._signals.cancelled(attempt.id)) is not None:
+            settler.finish(attempt, Cancelled(reason=reason))
+        elif job.expires_at is not None and attempt.started_at > job.expires_at:
+            late = JobError("the job was not started in time", code="TAPE-6006", expires_at=job.expires_at)
+            settler.expire(attempt, Failure.of(late))
+        elif (short_s := self._too_short(attempt)) is not None:
+            told = f"{attempt.kind.name} jobs take {short_s:.1f} s here, and there is less time than that"
+            late = JobError(told, code="TAPE-6018", expires_at=job.expires_at)
+            settler.expire(attempt, Failure.of(late))
+        elif job.not_before is not None and attempt.started_at < job.not_before:
+            wait_s = (job.not_before - attempt.started_at).total_seconds()
+            settler.again(attempt, attempt.past, EventType.POSTPONED, delay_s=wait_s)
+        elif self._elsewhere(attempt):
+            short = JobError("short of resources here", code="TAPE-6003", hint="another worker may have more")
+            settler.release(attempt, Failure.of(short))
+        else:
+            return False
+        return True
+
+    def _too_short(self, attempt: Attempt) -> float | None:
+        """Return how long such a job takes, if it cannot end before it expires; None if it can, or nobody knows."""
+        end = attempt.job.expires_at
+        if end is None or (needed := self.pace.p95(attempt.kind.name)) is None:
+            return None
+        return needed if (end - attempt.started_at).total_seconds() < needed else None
+
+    def _elsewhere(self, attempt: Attempt) -> bool:
+        """Whether to leave the job to another worker: once, for there may be none."""
+        past = attempt.past
+        ours = bool(past.tries) and past.tries[-1].worker == self._settler.worker
+        return past.hint is Hint.ELSEWHERE and ours and attempt.record.delivery_count == 1
+
+    def _claim(self, attempt: Attempt) -> Attempt | None:
+        """Write the start down; None when another worker runs the job."""
+        record, past = attempt.record, attempt.past
+        claim = self._claims.take(
+            attempt.id, place=str(Place(record.topic, record.partition, record.offset)), spent=past.spent,
+            redelivered=record.delivery_count > 1,
+        )  # fmt: skip
+        if isinstance(claim, Busy):
+            busy = Failure.of(ConflictError("another worker runs the job", code="TAPE-3008", worker=claim.worker))
+            # Not a try of the job: the wait may be long, and must not push the story of its attempts out.
+            self._settler.again(attempt, past, EventType.POSTPONED, delay_s=BUSY_S, failure=busy)
+            return None
+        for start in claim.lost:
+            past = past.after(_died(start, attempt.started_at)).model_copy(update={"hint": Hint.ALONE})
+        return replace(attempt, number=past.spent + 1, past=past)
+
+    def _poisonous(self, attempt: Attempt) -> bool:
+        """Bury a job of which too many workers, or processes, have died."""
+        tries, policy = attempt.past.tries, attempt.policy
+        crashes = [one for one in tries if one.spent and one.failure is FailureClass.CRASHED]
+        if not crashes or (len(crashes) < policy.crashes and attempt.past.spent < policy.attempts):
+            return False
+        last = JobError(f"{len(crashes)} workers died of it, or beside it", code="TAPE-6008", last=crashes[-1].worker)
+        if self._claims.free(attempt.id):
+            self._settler.bury(attempt, Failure.of(last))
+        else:
+            self._settler.refuse(attempt)
+        return True
+
+
+def _died(start: Start, now: datetime) -> Try:
+    """What is known of an attempt whose worker died: that it began."""
+    return Try(
+        attempt=start.attempt, started_at=start.started_at, ended_at=now, worker=start.worker,
+        failure=FailureClass.CRASHED, code="TAPE-6008", message="the worker died, or fell silent",
+    )  # fmt: skip
+
+
+def _eased(attempt: Attempt) -> Attempt:
+    """Halve the batch of a job that ran out of memory; what a training learns from at a step stays the same."""
+    past, size = attempt.past, getattr(attempt.params, "batch_size", None)
+    # Stronger hints hide this one, and are given for other reasons too.
+    short = past.hint is Hint.SMALLER or any(one.spent and one.code in MEMORY for one in past.tries)
+    if not short or not isinstance(size, int) or size < 2:
+        return attempt
+    part, changes = size // 2, {}
+    if isinstance(steps := getattr(attempt.params, "accumulation", None), int):
+        part = next(part for part in range(part, 0, -1) if size % part == 0)
+        changes["accumulation"] = steps * (size // part)
+    changes["batch_size"] = part
+    return replace(attempt, params=attempt.params.model_copy(update=changes))

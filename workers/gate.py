@@ -1,0 +1,84 @@
+"""Breakers as the worker uses them: what a kind needs, whether its jobs may be taken now, and how they went.
+
+A kind needs what it declares, the store where its outcome is kept there, and itself: a kind whose jobs all fail alike
+is as good as away. While something a kind needs is away its jobs are not acquired, and what was acquired is postponed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from schemas.errors import TapeError, UnavailableError
+from schemas.outcome import Failed, Failure, Succeeded, Verdict
+from workers.attempt import Attempt
+from workers.breaker import Allowed, Breakers, Paused
+from workers.failures import dependency
+from workers.kinds import Kind
+
+
+class Gate:
+    """Stands between the queue and the kinds of one worker; thread-safe."""
+
+    def __init__(self, breakers: Breakers, kinds: Mapping[str, Kind]) -> None:
+        self._breakers = breakers
+        self._needs = {name: needs(kind) for name, kind in kinds.items()}
+
+    def room(self, kind: str) -> int | None:
+        """Return how many jobs of a kind may be acquired now; None: as many as fit."""
+        if self._breakers.calm:
+            return None
+        answer = self._breakers.allowed(self._needs[kind])
+        if isinstance(answer, Allowed):
+            return None
+        return 0 if isinstance(answer, Paused) else 1
+
+    def enter(self, attempt: Attempt) -> Failure | None:
+        """Return None when the attempt may run, else why not: its place tells for how many seconds."""
+        if self._breakers.calm:
+            return None
+        answer = self._breakers.allowed(self._needs[attempt.kind.name])
+        if isinstance(answer, Allowed):
+            return None
+        if isinstance(answer, Paused):
+            return Failure.of(_away(answer.dependency, answer.reason, answer.seconds))
+        if self._breakers.take(answer, attempt.id):
+            return None
+        return Failure.of(_away(answer.dependencies[0], "another job tries it", 1.0))
+
+    def tell(self, attempt: Attempt, verdict: Verdict) -> None:
+        """Take in how an attempt went."""
+        if isinstance(verdict, Succeeded):
+            if not self._breakers.calm:
+                for name in self._needs[attempt.kind.name]:
+                    self._breakers.report(attempt.id, name, None)
+        elif isinstance(verdict, Failed):
+            self._report(attempt, verdict.failure)
+
+    def trouble(self, attempt: Attempt, error: TapeError) -> None:
+        """Take in that the worker itself could not reach something for this attempt."""
+        self._report(attempt, Failure.of(error))
+
+    def _report(self, attempt: Attempt, failure: Failure) -> None:
+        named, own = dependency(failure), self._needs[attempt.kind.name]
+        self._breakers.report(attempt.id, named if named in own else f"kind:{attempt.kind.name}", failure)
+
+    def ended(self, attempt: Attempt) -> None:
+        """The attempt is over, whatever came of it."""
+        if not self._breakers.calm:
+            self._breakers.ended(attempt.id)
+
+    def disposition(self, attempt: Attempt, failure: Failure) -> str:
+        """Say whether the world or the job is to blame for a failure, for the header `tape-disposition`."""
+        return self._breakers.disposition(failure, attempt.past).value
+
+
+def needs(kind: Kind) -> tuple[str, ...]:
+    """Return the dependencies of a kind, by the names of their breakers."""
+    store = ("store",) if kind.recorded else ()
+    return (*dict.fromkeys((*store, *kind.needs)), f"kind:{kind.name}")
+
+
+def _away(name: str, reason: str, seconds: float) -> TapeError:
+    return UnavailableError(
+        f"{name} is away: {reason}", code="TAPE-5010", dependency=name, retry_after=round(seconds, 3)
+    )
