@@ -104,6 +104,8 @@ async def _missing(link: Link, topic: str) -> Exception | None:
             return _error(found.error_code, topic)
         cluster = link.manager.cluster
         await cluster.add_topic(topic)
+        if not cluster.partitions_for_topic(topic):
+            await cluster.request_update()  # the answer was to a question asked before the topic was added
         return None if cluster.partitions_for_topic(topic) else kafka_errors.StaleMetadata(topic)
     except TapeError:
         raise

@@ -36,7 +36,6 @@ IDLE_S = 1.0
 BEAT_S = 0.05
 """The shortest time between two transactions: what falls due meanwhile travels together."""
 BATCH, BATCH_BYTES = 1_000, 4 << 20
-POLL = 1_000
 COMMIT_S = 8.0
 OPEN_S = 15.0
 """How long the broker lets a transaction of a mover that nobody took over stay open; readers wait as long."""
@@ -118,7 +117,7 @@ class Mover:
             self._transactor.close()
 
     def _turn(self) -> None:
-        records, lost, gained = self._intake.poll(self._wait(), POLL)
+        records, lost, gained = self._intake.poll(self._wait())
         self._let_go(lost)
         self._heads.add(record for record in records if record.topic in self._delays)
         self._calendar.read(record for record in records if record.topic == self._names.recurring)
