@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from schemas.delays import PARTITIONS, WHEELS
 from schemas.errors import InvalidError
@@ -29,11 +29,12 @@ class Topic:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One share group as it should be: its name, its topics and its configuration."""
+    """One group as it should be: its name, its topics, its configuration; a share group unless it is `classic`."""
 
     name: str
     topics: tuple[str, ...]
     configs: dict[str, str] = field(default_factory=dict)
+    classic: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +120,20 @@ def topics(names: Names, kinds: tuple[str, ...] = tuple(PARAMS), partitions: int
         for kind in (*kinds, UNKNOWN)
     ]
     # Their order is by time (schemas.delays), so their number of partitions is no setting.
-    ahead = {"message.timestamp.after.max.ms": str((1 << 63) - 1)}  # a mover's clock may be far ahead of a broker's
-    wanted += [Topic(names.retry(delay), PARTITIONS, forever | ahead) for delay in WHEELS]
+    wanted += [Topic(names.retry(delay), PARTITIONS, forever) for delay in WHEELS]
     wanted.append(Topic(names.recurring, 1, {"cleanup.policy": "compact", "max.message.bytes": str(MESSAGE_LIMIT)}))
     wanted.append(Topic(names.events, partitions, {"retention.ms": str(WEEK_MS)}))
     wanted.append(Topic(names.control, 1, _CONTROL))
     wanted.append(Topic(names.letters, 1, {"cleanup.policy": "compact"}))
-    return wanted
+    # A worker's clock may be hours ahead of the broker's, which by default refuses what is more than one hour ahead:
+    # then nothing of that worker's would ever be confirmed.
+    ahead = {"message.timestamp.after.max.ms": str((1 << 63) - 1)}
+    return [replace(topic, configs=topic.configs | ahead) for topic in wanted]
+
+
+def movers(names: Names) -> Group:
+    """Return the consumer group that reads the delay topics."""
+    return Group(names.mover, tuple(names.retry(delay) for delay in WHEELS), classic=True)
 
 
 def groups(names: Names, kinds: tuple[str, ...] = tuple(PARAMS), lock_ms: int = 30_000) -> list[Group]:

@@ -1,8 +1,8 @@
 """The housekeeper: deletes what every group has finished, so a queue that never grows old never grows big.
 
 Accepted records stay in Kafka's log, and job topics have no retention by age, because that would delete what is not
-done yet. A share group's start offset is the first record it has not finished; below the smallest start offset of all
-the groups that read a partition, nobody needs anything.
+done yet. A share group's start offset is the first record it has not finished, and so is what a consumer group has
+committed; below the smallest of all the groups that read a partition, nobody needs anything.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from wire.follow.offsets import EARLIEST, by_leader, list_offsets, partitions
 from wire.kafka import Link, mapped
 from wire.settings import Settings
 from wire.share.messages import DescribeShareGroupOffsetsRequest
+from wire.transact.owners import committed
 
 Place = tuple[str, int]
 
@@ -96,6 +97,8 @@ class Housekeeper:
 
 def _finished(link: Link, group: Group) -> dict[Place, int]:
     parts = {topic: link.run(partitions, link, topic) for topic in group.topics}
+    if group.classic:
+        return committed(link, group.name, [(topic, part) for topic, found in parts.items() for part in found])
     kind = DescribeShareGroupOffsetsRequest.DescribeShareGroupOffsetsRequestGroup
     asked = [
         kind.DescribeShareGroupOffsetsRequestTopic(topic_name=topic, partitions=wanted)

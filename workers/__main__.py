@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except TapeError as error:
         sys.stderr.write(f"{error}\n")
-        return _status(error)
+        return status(error)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, worker.drain)
     if worker.health is not None:
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             lease.submit(worker.run).result()
     except TapeError as error:
         sys.stderr.write(f"{error}\n")
-        return _status(error)
+        return status(error)
     finally:
         if provider is not None:
             provider.shutdown()
@@ -140,7 +140,8 @@ def _lanes(text: str) -> tuple[str, ...]:
     return lanes
 
 
-def _status(error: TapeError) -> int:
+def status(error: TapeError) -> int:
+    """Return the exit status that tells of an error (docs/cli.md)."""
     if error.code in USAGE_CODES:
         return USAGE
     return next(EXITS[kind] for kind in type(error).__mro__ if kind in EXITS)

@@ -23,7 +23,7 @@ from schemas.control import Control, Drain, Presence, key
 from schemas.errors import AuthError, NotFoundError, TapeError, UnavailableError
 from schemas.ids import uuid7
 from schemas.job import Lane
-from schemas.topics import Names, groups, topics
+from schemas.topics import Names, groups, movers, topics
 from wire.blobs import Blobs, open_store
 from wire.kafka import Link, connection
 from wire.publish import KafkaPublisher, Publisher
@@ -292,7 +292,7 @@ class Worker:
         from wire.housekeeper import Housekeeper
 
         every_s = self.options.housekeep_s or 0.0
-        keeper = Housekeeper(self.settings, groups(self._names, tuple(self.kinds)))
+        keeper = Housekeeper(self.settings, [*groups(self._names, tuple(self.kinds)), movers(self._names)])
         # Workers that start together must not sweep together.
         if not self._ended.wait(every_s * random.random()):  # noqa: S311 - spreads load, guards nothing
             keeper.run(self._ended, every_s=every_s, report=_told)

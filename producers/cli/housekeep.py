@@ -33,11 +33,12 @@ def housekeep(
     """Delete the job records that every group has finished, once."""
     shell: Shell = context.obj
     from producers.cli.submit import kinds
-    from schemas.topics import Names, groups
+    from schemas.topics import Names, groups, movers
     from wire.housekeeper import Housekeeper
 
     settings = shell.settings
-    wanted = groups(Names(settings.prefix), kinds(kind or []), settings.lock_ms)
+    names = Names(settings.prefix)
+    wanted = [*groups(names, kinds(kind or []), settings.lock_ms), movers(names)]
     keeper = Housekeeper(settings, wanted, dry_run=dry_run)
     if every is None:
         deletions = keeper.sweep()

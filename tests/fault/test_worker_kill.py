@@ -34,7 +34,7 @@ def test_a_killed_workers_job_starts_elsewhere_at_once(fleet: Fleet, kind: str) 
         killed_at = kill(first.pid)
         second = fleet.started(job, 2)[1]
         assert second.pid != first.pid
-        assert second.attempt == 2
+        assert second.attempt == (2 if kind == "trouble" else 1), "a light job has no ledger before it is suspect"
         took.append(second.at - killed_at)
         crews.pop(first.pid).end()
         fresh = fleet.start("--slots", "2")

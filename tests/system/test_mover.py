@@ -17,8 +17,9 @@ from schemas.delays import WHEELS, delayed
 from schemas.event import EventType
 from schemas.past import DUE, TARGET
 from schemas.recur import Recurring, fired_key
-from schemas.topics import Names, topics
+from schemas.topics import Names, movers, topics
 from wire.follow import KafkaFollower, Received
+from wire.housekeeper import Housekeeper
 from wire.process import wait_until
 from wire.publish import KafkaPublisher
 from wire.settings import Settings
@@ -251,3 +252,14 @@ def test_the_command_line_adds_lists_and_removes(
         assert mover.fired == count
     assert tape("recur", "ls")[1] == []
     assert tape("recur", "rm", "tick")[0] == 3
+
+
+def test_what_was_moved_does_not_stay_on_the_delay_topics(settings: Settings, names: Names) -> None:
+    target, keeper = names.jobs(KIND, "bulk"), Housekeeper(settings, [movers(names)])
+    assert keeper.sweep() == [], "nobody has moved anything"
+    delay(settings, target, {"soon": now_ms() + 800, "late": now_ms() + 3_600_000})
+    with moving(settings):
+        assert wait_until(lambda: len(read(settings, target)) == 1, deadline_s=20)
+    assert [(one.topic, one.before - one.start) for one in keeper.sweep()] == [(names.retry("5s"), 1)]
+    assert keeper.sweep() == []
+    assert len(read(settings, names.retry("1h"))) == 1, "what still waits stays"

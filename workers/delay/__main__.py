@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from schemas.errors import TapeError
 from wire import telemetry
 from wire.settings import Settings
-from workers.__main__ import _status as status
+from workers.__main__ import status
 from workers.delay.mover import Mover
 
 
