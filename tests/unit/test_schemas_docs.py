@@ -160,7 +160,7 @@ def test_every_topic_is_a_channel_with_its_binding() -> None:
         binding = channels[topic.name]["bindings"]["kafka"]
         assert (binding["topic"], binding["partitions"]) == (topic.name, topic.partitions)
         assert binding["topicConfiguration"].keys() == topic.configs.keys()
-    assert channels["tape.control"]["bindings"]["kafka"]["topicConfiguration"] == {"cleanup.policy": ["compact"]}
+    assert channels["tape.control"]["bindings"]["kafka"]["topicConfiguration"]["cleanup.policy"] == ["compact"]
 
 
 def test_the_asyncapi_schemas_accept_the_samples() -> None:

@@ -153,7 +153,9 @@ def test_topics_hold_what_is_promised() -> None:
     jobs, dead = made["x.jobs.echo.bulk"], made["x.dead.echo"]
     assert jobs.configs["retention.ms"] == dead.configs["retention.ms"] == "-1", "age must never delete a job"
     assert int(dead.configs["max.message.bytes"]) > MESSAGE_LIMIT, "a dead letter is its job and more headers"
-    assert made["x.control"].configs == {"cleanup.policy": "compact"}
+    assert made["x.control"].configs["cleanup.policy"] == "compact"
+    ahead = {int(topic.configs["message.timestamp.after.max.ms"]) for topic in made.values()}
+    assert ahead == {(1 << 63) - 1}, "a worker whose clock is hours ahead could tell nothing"
     assert [(topic.partitions) for topic in made.values()] == [8, 8, 2, 2, 16, 16, 16, 16, 1, 8, 1, 1]
     assert all(TOPIC.fullmatch(topic.name) for topic in topics(Names()))
 
