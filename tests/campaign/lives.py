@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 from fleet import kill
@@ -174,14 +176,24 @@ def memory(stage: Stage, scene: Scene) -> Facts:
 @row(15, "device error", "a handler that raises CUDA's launch failure")
 def device(stage: Stage, scene: Scene) -> Facts:
     """The job is handed on to another worker, the device quarantined, its worker unhealthy."""
-    scene.worker()
-    scene.worker()
+    crews = {crew.pid: crew for crew in (scene.worker("--health-port", "0"), scene.worker("--health-port", "0"))}
     scene.job("device", do="device")
     scene.jobs(6, name="neighbour")
     assert scene.finish(90.0), "not every job ended"
-    workers = {mark.worker for mark in scene.marks("device")}
-    assert len(workers) > 1, "every attempt was on the same worker"
-    raise AssertionError("handed on, but the device is not quarantined and the worker stays ready: not built")
+    workers = [mark.pid for mark in scene.marks("device")]
+    assert len(set(workers)) > 1, "every attempt was on the same worker"
+    assert not ready(crews[workers[0]]), "handed on, but the worker whose device failed still says that it is ready"
+    return Facts(None, f"handed on after attempt 1, {len(workers)} attempts; its first worker is not ready")
+
+
+def ready(crew: Crew) -> bool:
+    """Ask a worker whether it would take jobs."""
+    url = crew.log.read_text().split("health on ")[1].split()[0].rstrip('",').replace("/live", "/ready")
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return bool(answer.status == 200)
+    except urllib.error.HTTPError:
+        return False
 
 
 @row(24, "SIGTERM, then SIGKILL after the grace", "signals")

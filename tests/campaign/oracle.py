@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 
+from schemas.dead import HEADER
 from schemas.errors import TapeError
 from schemas.event import Event
 from schemas.outcome import Outcome
@@ -52,13 +53,16 @@ def finals(settings: Settings) -> list[Event]:
 
 
 def letters(settings: Settings, kinds: tuple[str, ...]) -> Counter[str]:
-    """Return how many dead letters each job has."""
-    found: Counter[str] = Counter()
+    """Return how many dead records each job has; two letters of one record are known for twins, and count once."""
+    found: set[tuple[str, str]] = set()
     for kind in kinds:
         with KafkaFollower(settings).read(Names(settings.prefix).dead(kind)) as feed:
             for batch in feed:
-                found.update((dict(record.headers)["tape-dead-job"] or b"").decode() for record in batch)
-    return found
+                for record in batch:
+                    told = {name: (raw or b"").decode("utf-8", "replace") for name, raw in record.headers}
+                    place = "/".join(told[HEADER + part] for part in ("topic", "partition", "offset"))
+                    found.add((told[HEADER + "job"], place))
+    return Counter(job for job, _ in found)
 
 
 def judge(settings: Settings, sent: dict[str, str], *, lives: dict[str, int]) -> Tally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from schemas.errors import SetupError
 from tests.campaign.oracle import finals
 from tests.campaign.proxy import Proxy
 from wire.broker import NativeBroker
+from wire.follow import KafkaFollower
 from wire.process import free_port, wait_until
 from wire.settings import Settings
 from wire.store import NativeStore
@@ -73,6 +75,16 @@ class Scene(Fleet):
     def finish(self, deadline_s: float = 90.0) -> bool:
         """Wait until everything has ended; whether it has is the oracle's to judge."""
         return wait_until(lambda: self.ends() == len(self.sent), deadline_s=deadline_s, every_s=0.3)
+
+    def breakers(self) -> list[tuple[str, str]]:
+        """What was said of breakers, in the log's order: the dependency and its state."""
+        found = []
+        with KafkaFollower(self.settings).read(self.names.control) as feed:
+            for record in (record for batch in feed for record in batch):
+                told = json.loads(record.value or b"{}")
+                if "dependency" in told:
+                    found.append((str(told["dependency"]), str(told["state"])))
+        return found
 
     def said(self, text: str) -> bool:
         """Whether any worker's log has this."""

@@ -86,7 +86,7 @@ def segfault(*_: Any) -> Verdict:
 def fail(context: Context, task: Task) -> Verdict:
     """Fail as long as a file is there, as a model server that is away does."""
     if task.failing and Path(task.failing).exists():
-        raise UnavailableError("the model does not answer", code="TAPE-5002")
+        raise UnavailableError("the model does not answer", code="TAPE-5007")
     return Succeeded()
 
 
