@@ -12,7 +12,7 @@ from typing import Any
 
 from fleet import Crew, Fleet
 
-from schemas.errors import SetupError
+from schemas.errors import SetupError, TapeError
 from tests.campaign.oracle import finals
 from tests.campaign.proxy import Proxy
 from wire.broker import NativeBroker
@@ -56,8 +56,15 @@ class Scene(Fleet):
             self.job(f"{name}-{number}", "quick" if light else "heavy", **fields)
 
     def ends(self) -> int:
-        """How many jobs have ended."""
-        return len({event.job for event in finals(self.settings)} & set(self.sent))
+        """How many jobs have ended, as far as the brokers that are there can tell; asked again when none answers."""
+        until = time.monotonic() + 30.0
+        while True:
+            try:
+                return len({event.job for event in finals(self.settings)} & set(self.sent))
+            except TapeError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.2)
 
     def wait(self, probe: Callable[[], object], why: str, deadline_s: float = 60.0, every_s: float = 0.05) -> float:
         """Wait until something holds; returns how long that took. It is the row's failure when it never does."""
