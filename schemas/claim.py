@@ -11,7 +11,8 @@ from schemas.past import Past
 class Start(Open):
     """An attempt that began. It is in the ledger for as long as nothing was heard of its end.
 
-    `place`, `spent` and `replays` are of the record that was taken: they tell it from those before and after it.
+    `place`, `line`, `spent` and `replays` are of the record that was taken: they tell it from all other records of its
+    job. `line` is the place of the first of those that are copies of each other.
     """
 
     attempt: int = Field(ge=1)
@@ -19,6 +20,7 @@ class Start(Open):
     epoch: int = Field(ge=1)
     started_at: AwareDatetime
     place: str = Field(default="", description="TOPIC/PARTITION/OFFSET of the record")
+    line: str = ""
     spent: int = Field(default=0, ge=0)
     replays: int = Field(default=0, ge=0)
 
@@ -41,6 +43,7 @@ class Claim(Open):
     job: str
     held: bool = Field(description="false: the attempt ended, or was handed back")
     start: Start
+    origin: str = Field(default="", description="TOPIC/PARTITION/OFFSET of the client's own record")
     beat: int = Field(default=0, ge=0)
     lost: tuple[Start, ...] = Field(default=(), description="attempts whose worker died")
     end: End | None = Field(default=None, description="none: the attempt goes on, or was handed back")

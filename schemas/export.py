@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from schemas.artifact import Artifact, Manifest
+from schemas.claim import Claim
 from schemas.control import Breaker, Cancel, Drain, Presence
 from schemas.dead import DeadLetter, Fate
 from schemas.errors import NotFoundError
@@ -39,6 +40,7 @@ MESSAGES: dict[str, type[BaseModel]] = {
     "presence": Presence,
     "recurring": Recurring,
     "fired": Fired,
+    "claim": Claim,
 }
 """Every message by the name of its schema file."""
 

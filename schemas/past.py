@@ -16,7 +16,9 @@ ATTEMPT, PAST, REPLAY, HINT = "tape-attempt", "tape-past", "tape-replay", "tape-
 """Attempts spent, what they came to, how often the job came back from the dead letters, and how to run it next."""
 DUE, TARGET = "tape-due", "tape-target"
 """On delay topics only: milliseconds of the epoch, and the job topic that follows."""
-OWN = frozenset({ATTEMPT, PAST, REPLAY, HINT, DUE, TARGET})
+LINE = "tape-line"
+"""TOPIC/PARTITION/OFFSET of the record that this one is a copy of: it was put off, and no attempt ended."""
+OWN = frozenset({ATTEMPT, PAST, REPLAY, HINT, DUE, TARGET, LINE})
 KEPT = 10
 """Attempts whose story is kept: the first and the last ones."""
 TEXT = 400

@@ -9,17 +9,17 @@ from datetime import datetime
 
 import structlog
 
-from schemas.claim import Start
+from schemas.claim import End, Start
 from schemas.dead import Place
 from schemas.errors import ConflictError, FailureClass, JobError
 from schemas.event import EventType
 from schemas.outcome import Cancelled, Failed, Failure
-from schemas.past import Hint, Try
+from schemas.past import ATTEMPT, Hint, Try
 from workers.attempt import Attempt
-from workers.claim import Busy, Claims
+from workers.claim import Busy, Claims, Copy, Over
 from workers.gate import Gate
 from workers.pace import Pace
-from workers.policy import MEMORY, decide
+from workers.policy import MEMORY, Bury, decide
 from workers.settle import Settler
 
 _LOG = structlog.get_logger("tickertape.admit")
@@ -83,7 +83,7 @@ class Admission:
         """Write a record anew that was delivered too often: Kafka counts deliveries, whatever they were for."""
         if attempt.record.delivery_count < REWRITTEN:
             return False
-        if self._claims.free(attempt.id):
+        if self._claims.free(attempt.id, End(past=attempt.past)):
             self._settler.again(attempt, attempt.past, EventType.RETRYING, delay_s=0.0)
         else:
             self._settler.refuse(attempt)
@@ -129,18 +129,40 @@ class Admission:
     def _claim(self, attempt: Attempt) -> Attempt | None:
         """Write the start down; None when another worker runs the job."""
         record, past = attempt.record, attempt.past
-        claim = self._claims.take(
-            attempt.id, place=str(Place(record.topic, record.partition, record.offset)), spent=past.spent,
+        copy = Copy(
+            place=str(Place(record.topic, record.partition, record.offset)), line=attempt.line, spent=past.spent,
+            replays=past.replays, fresh=all(name != ATTEMPT for name, _ in record.headers),
             redelivered=record.delivery_count > 1,
         )  # fmt: skip
+        claim = self._claims.take(attempt.id, copy)
         if isinstance(claim, Busy):
             busy = Failure.of(ConflictError("another worker runs the job", code="TAPE-3008", worker=claim.worker))
             # Not a try of the job: the wait may be long, and must not push the story of its attempts out.
             self._settler.again(attempt, past, EventType.POSTPONED, delay_s=BUSY_S, failure=busy)
             return None
+        if isinstance(claim, Over):
+            self._over(attempt, claim)
+            return None
         for start in claim.lost:
             past = past.after(_died(start, attempt.started_at)).model_copy(update={"hint": Hint.ALONE})
         return replace(attempt, number=past.spent + 1, past=past)
+
+    def _over(self, attempt: Attempt, over: Over) -> None:
+        """The record's attempt ended, but whoever ran it may have died before it wrote what follows: write that."""
+        if over.end is None:
+            self._settler.drop(attempt)
+            return
+        past, last = over.end.past, over.end.past.tries[-1]
+        failure = Failure(failure=last.failure, code=last.code, message=last.message)
+        told = replace(attempt, number=last.attempt)
+        if not over.end.buried:
+            delay = attempt.policy.backoff(past.spent, self._signals.chance())
+            self._settler.again(told, past, EventType.RETRYING, delay_s=delay, failure=failure, copied=False)
+        elif over.left_over:
+            self._settler.dead_again(told, failure, over.line)
+        else:
+            before = past.model_copy(update={"tries": past.tries[:-1], "spent": past.spent - int(last.spent)})
+            self._settler.bury(replace(told, past=before), failure)
 
     def _poisonous(self, attempt: Attempt) -> bool:
         """Bury a job of which too many workers, or processes, have died."""
@@ -149,8 +171,10 @@ class Admission:
         if not crashes or (len(crashes) < policy.crashes and attempt.past.spent < policy.attempts):
             return False
         last = JobError(f"{len(crashes)} workers died of it, or beside it", code="TAPE-6008", last=crashes[-1].worker)
-        if self._claims.free(attempt.id):
-            self._settler.bury(attempt, Failure.of(last))
+        failure = Failure.of(last)
+        end = End(past=self._settler.after(attempt, failure, Bury("its workers died")), buried=True)
+        if self._claims.free(attempt.id, end):
+            self._settler.bury(attempt, failure)
         else:
             self._settler.refuse(attempt)
         return True

@@ -10,10 +10,11 @@ from typing import Protocol
 from pydantic import BaseModel
 
 from schemas.codec import Envelope, decode, parse, request_type
+from schemas.dead import Place
 from schemas.errors import InvalidError
 from schemas.ids import checked, derived_id
 from schemas.job import Job
-from schemas.past import Hint, Past
+from schemas.past import LINE, Hint, Past
 from schemas.past import read as read_past
 from workers.kinds import Kind
 from workers.policy import Policy, policy
@@ -42,6 +43,10 @@ SUSPECT = 3
 """Deliveries from which on a light job is no longer trusted: workers may have died of it."""
 
 
+LONGEST = 300
+"""Characters of a place: a topic's name has at most 249."""
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """A decoded record: the job, its parameters, which try this is, what came before, and the trace it belongs to."""
@@ -66,6 +71,13 @@ class Attempt:
     def ledgered(self) -> bool:
         """Whether its start is written down before it runs (ADR 3); a light job's only once it is suspect."""
         return self.kind.recorded or self.suspect
+
+    @property
+    def line(self) -> str:
+        """TOPIC/PARTITION/OFFSET of this record, or of the one that it is a copy of."""
+        record = self.record
+        told = next((raw for name, raw in record.headers if name == LINE and raw), b"")
+        return told.decode("utf-8", "replace")[:LONGEST] or str(Place(record.topic, record.partition, record.offset))
 
     @property
     def policy(self) -> Policy:

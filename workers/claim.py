@@ -47,8 +47,16 @@ class Busy:
 
 
 @dataclass(frozen=True, slots=True)
-class Stale:
-    """Later records of the job were taken already, or its dead letter is written: this one is a left-over copy."""
+class Over:
+    """There is no attempt to be made of a record: the one that was came to this end.
+
+    `line` is that of the record by which it ended. `left_over`: another record stands for the job, or its dead letter
+    does; without an `end` what stands for it goes on.
+    """
+
+    end: End | None
+    line: str
+    left_over: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,7 @@ class Copy:
     """
 
     place: str
+    line: str
     spent: int = 0
     replays: int = 0
     fresh: bool = False
@@ -115,12 +124,11 @@ class Claims:
         if self._thread.is_alive():
             self._thread.join()
 
-    def take(self, job: str, copy: Copy) -> Claim | Busy | End | Stale:
+    def take(self, job: str, copy: Copy) -> Claim | Busy | Over:
         """Claim a job for its next attempt, which is `spent` + deaths + 1; wait for silence where somebody holds it.
 
         Where the record was redelivered a short silence of who took it is enough; whoever has another record of the
-        job may hold its lease still. An `End` is what the record's attempt came to: what follows may not be written
-        yet. Raises `UnavailableError` when the store does not answer.
+        job may hold its lease still. Raises `UnavailableError` when the store does not answer.
         """
         with self._lock:
             if job in self._taking or job in self._holds:
@@ -131,7 +139,7 @@ class Claims:
         finally:
             self._taking.discard(job)
 
-    def _take(self, job: str, copy: Copy) -> Claim | Busy | End | Stale:
+    def _take(self, job: str, copy: Copy) -> Claim | Busy | Over:
         watched: tuple[int, int] | None = None
         since = 0.0
         while True:
@@ -164,9 +172,10 @@ class Claims:
         lost = before.lost if before is not None and not copy.follows(before.start) else ()
         start = Start(
             attempt=copy.spent + len(lost) + 1, worker=self._worker, epoch=before.start.epoch + 1 if before else 1,
-            started_at=self._now(), place=copy.place, spent=copy.spent, replays=copy.replays,
+            started_at=self._now(), place=copy.place, line=copy.line, spent=copy.spent, replays=copy.replays,
         )  # fmt: skip
-        claim = Claim(job=job, held=True, start=start, lost=lost)
+        origin = copy.line if copy.fresh or before is None else before.origin
+        claim = Claim(job=job, held=True, start=start, origin=origin, lost=lost)
         at = self._clock()
         try:
             if etag is None:
@@ -297,20 +306,22 @@ class Claims:
             self._hurry.clear()
 
 
-def _over(claim: Claim, copy: Copy) -> End | Stale | None:
+def _over(claim: Claim, copy: Copy) -> Over | None:
     """Return what a record's attempt came to, if it is over; None if there is one to be made of it.
 
     A worker may die, or lose its lease, between writing what follows and letting its record go: then both are
-    delivered, and only one may run. Whatever follows a left-over may be missing, so it is written once more, and is a
-    left-over itself if it is not; only where a later one was taken, or buried, is this one let go.
+    delivered, and only one may run. What follows a left-over is written once more, for it may be missing, and is a
+    left-over itself if it is not. Only where a later record was taken is nothing missing, and where the job was buried
+    by another line: the record that ended it comes back until its letter is there.
     """
-    at, end = copy.follows(claim.start), claim.end
+    at, end, start = copy.follows(claim.start), claim.end, claim.start
+    buried = end is not None and end.buried
+    if buried and copy.fresh and copy.line not in (start.line, claim.origin):
+        return None  # sent again, mended: a dead letter is no outcome
     if at < 0:
-        return None if copy.fresh and end is not None and end.buried else Stale()
+        return Over(end if buried else None, start.line, left_over=True)
     if at > 0 or claim.held or end is None:
         return None
     if (end.past.replays, end.past.spent) <= (copy.replays, copy.spent):
         return None  # postponed: nothing tells the old from the new, and nothing was spent
-    if not end.buried or copy.place == claim.start.place:
-        return end
-    return None if copy.fresh else Stale()
+    return Over(end, start.line, left_over=buried and copy.line != start.line)

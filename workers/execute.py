@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 from opentelemetry import trace
 
+from schemas.claim import End
 from schemas.errors import FailureClass, InvalidError, JobError, TapeError
 from schemas.event import EventType
 from schemas.job import Lane
@@ -23,7 +24,7 @@ from workers.attempt import Attempt, Record, read
 from workers.claim import SURE_S, Claims
 from workers.gate import Gate
 from workers.kinds import Kind
-from workers.policy import Fail, decide
+from workers.policy import Bury, Decision, Fail, decide
 from workers.runner import Runner
 from workers.settle import Settler
 
@@ -168,9 +169,9 @@ class Executor:
         """Whether the job is still ours."""
         return not attempt.ledgered or self._patiently(attempt, self._claims.sure)
 
-    def _freed(self, attempt: Attempt, *, ended: bool = True) -> bool:
+    def _freed(self, attempt: Attempt, end: End | None) -> bool:
         """Let go of the claim, if there is one; False when the job is not ours any more."""
-        return not attempt.ledgered or self._patiently(attempt, partial(self._claims.free, ended=ended))
+        return not attempt.ledgered or self._patiently(attempt, partial(self._claims.free, end=end))
 
     def _patiently(self, attempt: Attempt, call: Callable[[str], bool]) -> bool:
         """Ask the claims until the store answers: the work is done and the lease is held, so there is time."""
@@ -199,14 +200,17 @@ class Executor:
         )  # fmt: skip
         if isinstance(decision, Fail):
             self._finish(attempt, verdict)
-        elif self._freed(attempt):
+        elif self._freed(attempt, self._end(attempt, failure, decision)):
             self._settler.apply(attempt, verdict, decision)
         else:
             self._settler.refuse(attempt)
 
+    def _end(self, attempt: Attempt, failure: Failure, decision: Decision) -> End:
+        return End(past=self._settler.after(attempt, failure, decision), buried=isinstance(decision, Bury))
+
     def _finish(self, attempt: Attempt, verdict: Succeeded | Failed | Cancelled) -> None:
         """End the job. A kept outcome stands above the claim; a light job's must not look like a death later."""
-        if attempt.kind.recorded or self._freed(attempt):
+        if attempt.kind.recorded or self._freed(attempt, End(past=attempt.past)):
             self._settler.finish(attempt, verdict)
         else:
             self._settler.refuse(attempt)
@@ -216,7 +220,7 @@ class Executor:
         if reason is None and self._signals.stopping():
             # Stopped because the worker goes down, not because anybody asked: hand the job back.
             down = JobError("the worker was stopped", code="TAPE-3004", hint="another worker takes the job")
-            if self._freed(attempt, ended=False):
+            if self._freed(attempt, None):
                 self._settler.release(attempt, Failure.of(down))
             else:
                 self._settler.refuse(attempt)

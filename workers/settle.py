@@ -24,7 +24,7 @@ from schemas.errors import ConflictError, InvalidError, JobError, TapeError
 from schemas.event import EVENT_OF, Event, EventType
 from schemas.ids import derived_id, uuid7
 from schemas.outcome import Cancelled, Failed, Failure, Outcome, Status, Succeeded, Usage
-from schemas.past import Past, Try
+from schemas.past import LINE, Past, Try, write
 from schemas.topics import Names
 from wire.blobs import Blobs
 from wire.publish import Publisher, Sent
@@ -84,41 +84,65 @@ class Settler:
 
     def retry(self, attempt: Attempt, failure: Failure, decision: Retry | Postpone) -> None:
         """Write the job's next record, to be taken after the delay, and say so."""
-        retries = isinstance(decision, Retry)
+        kind = EventType.RETRYING if isinstance(decision, Retry) else EventType.POSTPONED
+        past = self.after(attempt, failure, decision)
+        self.again(attempt, past, kind, delay_s=decision.delay_s, failure=failure, copied=kind is EventType.POSTPONED)
+
+    def after(self, attempt: Attempt, failure: Failure, decision: Decision) -> Past:
+        """Return the job's past once this attempt has ended so."""
+        spent = decision.spent if isinstance(decision, Retry) else not isinstance(decision, Postpone)
         last = Try.of(
             failure, attempt=attempt.number, started_at=attempt.started_at, ended_at=self._now(), worker=self.worker,
-            spent=isinstance(decision, Retry) and decision.spent,
+            spent=spent,
         )  # fmt: skip
         past = attempt.past.after(last)
-        if isinstance(decision, Retry):
-            past = past.model_copy(update={"hint": decision.hint})
-        kind = EventType.RETRYING if retries else EventType.POSTPONED
-        self.again(attempt, past, kind, delay_s=decision.delay_s, failure=failure)
+        return past.model_copy(update={"hint": decision.hint}) if isinstance(decision, Retry) else past
 
     def again(
-        self, attempt: Attempt, past: Past, kind: EventType, *, delay_s: float, failure: Failure | None = None
+        self,
+        attempt: Attempt,
+        past: Past,
+        kind: EventType,
+        *,
+        delay_s: float,
+        failure: Failure | None = None,
+        copied: bool = True,
     ) -> None:
-        """Write the job's record once more, with this past and to be taken in `delay_s` seconds; let go of this one."""
+        """Write the job's record once more, with this past and to be taken in `delay_s` seconds; let go of this one.
+
+        `copied`: no attempt ended, so the new one stands for the same as this one.
+        """
+        line = [(LINE, attempt.line.encode())] if copied else []
         due = self._now() + timedelta(seconds=delay_s)
         identity = derived_id(attempt.id, kind.value, str(past.spent), str(due.timestamp()))
         event = self._event(attempt, kind, identity, failure=failure, until=due)
         record = attempt.record
 
         def send() -> Future[Sent]:
-            moments = {"due_ms": math.ceil(due.timestamp() * 1000), "now_ms": int(self._now().timestamp() * 1000)}
             return self._send(
                 *delayed(
                     record.topic,
                     prefix=self._names.prefix,
                     key=record.key,
                     value=record.value,
-                    headers=record.headers,
-                    past=past,
-                    **moments,
+                    headers=[*write(record.headers, past), *line],
+                    due_ms=math.ceil(due.timestamp() * 1000),
+                    now_ms=int(self._now().timestamp() * 1000),
                 )
             )
 
         self._confirm(record, send, lambda: self._tell(record, event, AckType.ACCEPT))
+
+    def drop(self, attempt: Attempt) -> None:
+        """Let go of a left-over record: a later one of its job was taken already."""
+        _LOG.info("left-over record dropped", job=attempt.id, offset=attempt.record.offset)
+        self._done(attempt.record, AckType.ACCEPT)
+
+    def dead_again(self, attempt: Attempt, failure: Failure, line: str) -> None:
+        """Let go of a left-over record of a job that was buried by another line, and tell that again."""
+        outcome = self._outcome(attempt, Failed(failure=failure), Status.DEAD)
+        event = self._event(attempt, EventType.DEAD, _dead_id(attempt.id, line), failure=failure, outcome=outcome)
+        self._tell(attempt.record, event, AckType.ACCEPT)
 
     def release(self, attempt: Attempt, failure: Failure) -> None:
         """Hand the job back as it is, for whoever takes it next; nothing is spent."""
@@ -253,8 +277,7 @@ class Settler:
     def _final(self, attempt: Attempt, outcome: Outcome) -> Event:
         identity = derived_id(attempt.id, "outcome")
         if outcome.status is Status.DEAD:
-            record = attempt.record
-            identity = derived_id(attempt.id, "dead", record.topic, str(record.partition), str(record.offset))
+            identity = _dead_id(attempt.id, attempt.line)
         return self._event(attempt, EVENT_OF[outcome.status], identity, failure=outcome.failure, outcome=outcome)
 
     def _event(self, attempt: Attempt, kind: EventType, identity: str, **fields: Any) -> Event:
@@ -340,6 +363,11 @@ class Settler:
             self._again.later(record, lambda: self._confirm(record, send, then))
 
         send().add_done_callback(after)
+
+
+def _dead_id(job: str, line: str) -> str:
+    """The id of the event that a job is dead: one for all copies of the record by which it died."""
+    return derived_id(job, "dead", *line.split("/"))
 
 
 def _trace(attempt: Attempt) -> str | None:

@@ -28,7 +28,7 @@ from workers import __main__ as command
 from workers import control as module
 from workers import kinds, refs
 from workers.again import FIRST_S, LONGEST_S, Again, pause
-from workers.control import Cancellations, follow_control
+from workers.control import Controls, follow_control
 from workers.health import Health
 from workers.kinds import BUILTIN, Kind, available, kind, load
 
@@ -112,7 +112,7 @@ def test_cancellations_are_followed_until_closed() -> None:
         waiting(stop, "the end")
         ended.set()
 
-    control = Cancellations(reader)
+    control = Controls(reader)
     waiting(read, "the last record")
     assert [control.reason(job) for job in "abcd"] == ["second", None, None, None]
     control.close()
@@ -121,7 +121,7 @@ def test_cancellations_are_followed_until_closed() -> None:
 
 def test_only_the_newest_cancellations_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEPT", 3)
-    control = Cancellations()
+    control = Controls()
     for number in range(5):
         control.apply(cancel(f"j{number}"))
     assert [control.reason(f"j{number}") is not None for number in range(5)] == [False, False, True, True, True]
@@ -161,7 +161,7 @@ def test_following_survives_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(module, "KafkaFollower", Follower)
     monkeypatch.setattr(module, "PAUSE_S", 0.0)
-    control = Cancellations(follow_control(None, "t.control"))  # type: ignore[arg-type]
+    control = Controls(follow_control(None, "t.control"))  # type: ignore[arg-type]
     waiting(second, "the second outage's end")
     control.close()
     assert opened == ["t.control"] * 3
@@ -349,7 +349,7 @@ def test_exit_codes_are_those_of_the_command_line() -> None:
         for kind_of_error in classes:
             error = kind_of_error("x", code=code)
             expected = Exit.USAGE if code == "TAPE-1003" else exit_of(error)
-            assert command._status(error) == expected, (code, kind_of_error)
+            assert command.status(error) == expected, (code, kind_of_error)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from worker_twin import NAMES, Bench, dead, kind, raw, record
+from worker_twin import NAMES, START, Bench, Waiting, dead, kind, raising, raw, record, tried
 
 from schemas.errors import (
     AuthError,
@@ -17,12 +15,13 @@ from schemas.errors import (
     TapeError,
     UnavailableError,
 )
-from schemas.outcome import Failure, Succeeded
+from schemas.event import EventType
+from schemas.outcome import Succeeded
+from schemas.past import read
 from wire.blobs import Blobs
 from wire.blobs.memory import Memory
 from wire.publish import MemoryPublisher
 from wire.share import AckType, MemoryLog
-from workers.retry import FINAL, Decision, decide
 from workers.settle import outcome_name
 
 
@@ -50,22 +49,68 @@ class Outage(Memory):
         return super().stat(name)
 
 
-@pytest.mark.parametrize(
-    "error", [UnavailableError("down", code="TAPE-5002"), AuthError("no", code="TAPE-4002"), AuthError("no")]
-)
+@pytest.mark.parametrize("error", [UnavailableError("down", code="TAPE-5002"), AuthError("no", code="TAPE-4002")])
 def test_a_job_waits_for_the_store_and_spends_nothing(error: TapeError) -> None:
     store = Outage(error)
+    bench = Bench(store=store)
+    assert bench.run(record()) is AckType.ACCEPT
+    told = [(event.type, event.attempt) for event in bench.events()]
+    assert told == [(EventType.POSTPONED, 1)]
+    store.down = False
+    again = bench.next()
+    assert bench.clock.now() > START
+    assert bench.run(again) is AckType.ACCEPT
+    assert bench.outcome("job-1").attempt == 1
+
+
+def test_a_job_waits_under_its_lease_for_what_is_no_dependency() -> None:
+    store = Outage(AuthError("no"))
     bench = Bench(store=store)
     assert bench.run(record()) is None
     assert bench.events() == []
     bench.clock.advance(60)
     assert bench.again.run() == 1
-    assert bench.given == [bench.given[0]]
     store.down = False
     assert bench.run(bench.given[0]) is AckType.ACCEPT
 
 
+def test_an_outage_of_the_store_pushes_nothing_out_of_the_story() -> None:
+    store = Outage(UnavailableError("down", code="TAPE-5002"))
+    bench = Bench(store=store)
+    given = record(past=tried((FailureClass.TRANSIENT, "TAPE-6001")))
+    for _ in range(12):
+        assert bench.run(given) is AckType.ACCEPT
+        given = bench.waiting()[-1].record
+        bench.clock.advance(600)
+    past = bench.waiting()[-1].past
+    assert past.spent == 1
+    assert [one.code for one in past.tries] == ["TAPE-6001", bench.events()[-1].failure.code]  # type: ignore[union-attr]
+
+
 def test_an_outcome_waits_for_the_store_without_running_the_job_again() -> None:
+    ran: list[int] = []
+    store = Outage(UnavailableError("down", code="TAPE-5002"))
+    store.down = False
+
+    def handler(*_: object) -> Succeeded:
+        ran.append(1)
+        bench.clock.advance(60)  # long enough for the claim to be doubtful
+        store.down = True
+        return Succeeded()
+
+    def meanwhile() -> None:
+        assert bench.acks == []
+        store.down = bench.slept < 100
+
+    bench = Bench(kind(handler), store=store)
+    bench.meanwhile = meanwhile
+    assert bench.run(record()) is AckType.ACCEPT
+    assert bench.slept == 100
+    assert ran == [1]
+    assert bench.outcome("job-1").attempt == 1
+
+
+def test_an_outcome_whose_claim_is_fresh_waits_without_a_slot() -> None:
     ran: list[int] = []
     store = Outage(UnavailableError("down", code="TAPE-5002"))
     store.down = False
@@ -88,6 +133,25 @@ def test_an_outcome_waits_for_the_store_without_running_the_job_again() -> None:
     assert ran == [1]
 
 
+def test_a_worker_that_ends_waits_for_the_store_no_longer() -> None:
+    store = Outage(UnavailableError("down", code="TAPE-5002"))
+    store.down = False
+
+    def handler(*_: object) -> Succeeded:
+        bench.clock.advance(60)
+        store.down = True
+        return Succeeded()
+
+    bench = Bench(kind(handler), store=store)
+    bench.ended = True
+    assert bench.run(record()) is None
+    assert bench.slept == 1
+    store.down = False
+    bench.clock.advance(60)
+    bench.again.run()
+    assert [ack for _, ack in bench.acks] == [AckType.ACCEPT]
+
+
 def test_a_dead_letter_waits_for_the_store_too() -> None:
     store = Outage(UnavailableError("down", code="TAPE-5002"))
     store.down = False
@@ -96,13 +160,14 @@ def test_a_dead_letter_waits_for_the_store_too() -> None:
         store.down = True
         raise InvalidError("bad")
 
+    def meanwhile() -> None:
+        assert (bench.acks, dead(bench)) == ([], [])
+        store.down = bench.slept < 10
+
     bench = Bench(kind(handler), store=store)
-    assert bench.run(record()) is None
-    assert dead(bench) == []
-    store.down = False
-    bench.clock.advance(60)
-    bench.again.run()
-    assert [ack for _, ack in bench.acks] == [AckType.REJECT]
+    bench.meanwhile = meanwhile
+    assert bench.run(record()) is AckType.REJECT
+    assert bench.slept == 10
     assert len(dead(bench)) == 1
 
 
@@ -153,35 +218,6 @@ def test_nothing_is_acknowledged_before_the_event_or_letter_is_confirmed(written
         assert {letter.offset for _, _, _, letter in dead(bench)} == {9}
 
 
-def test_a_late_outcome_loses_and_the_first_one_is_told() -> None:
-    log, store = MemoryLog(), Memory()
-    winner = Bench(log=log, store=store, worker="w2")
-
-    def handler(*_: object) -> Succeeded:
-        winner.run(record(count=2))
-        return Succeeded(result={"text": "late"})
-
-    zombie = Bench(kind(handler), log=log, store=store)
-    assert zombie.run(record()) is AckType.ACCEPT
-    final = [event for event in zombie.events() if event.outcome is not None]
-    assert len({event.id for event in final}) == 1
-    assert {event.outcome.worker for event in final if event.outcome} == {"w2"}
-    assert zombie.outcome("job-1").result == {"text": "hello"}
-
-
-def test_a_zombie_makes_no_dead_letter_of_a_job_that_succeeded_elsewhere() -> None:
-    log, store = MemoryLog(), Memory()
-    winner = Bench(log=log, store=store, worker="w2")
-
-    def handler(*_: object) -> Succeeded:
-        winner.run(record(count=2))
-        raise InvalidError("bad")
-
-    zombie = Bench(kind(handler), log=log, store=store)
-    assert zombie.run(record()) is AckType.ACCEPT
-    assert dead(zombie) == []
-
-
 def test_a_defect_in_the_worker_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         def run(self, *_: object) -> None:
@@ -216,17 +252,44 @@ def test_an_outcome_the_store_refuses_for_good_is_a_dead_letter() -> None:
     assert dead(bench)[0][3].failure.code == "TAPE-1002"
 
 
-@given(failure=st.sampled_from(FailureClass), attempt=st.integers(1, 12), limit=st.integers(1, 8))
-def test_the_retry_table(failure: FailureClass, attempt: int, limit: int) -> None:
-    told = Failure.of(JobError("x", failure=failure))
-    decision = decide(told, attempt=attempt, limit=limit)
-    if failure is FailureClass.INVALID:
-        assert decision is Decision.BURY
-    elif failure is FailureClass.PERMANENT:
-        assert decision is Decision.FAIL
-    else:
-        assert decision is (Decision.RELEASE if attempt < limit else Decision.BURY)
+@pytest.mark.parametrize("written", [True, False])
+def test_a_retry_is_written_before_the_lease_is_let_go(written: bool) -> None:
+    log = MemoryLog()
+    publisher = Deaf(log, "t.retry.5s", written=written)
+    bench = Bench(raising(JobError("odd")), log=log, publisher=publisher)
+    assert bench.run(record()) is None
+    for _ in range(3):
+        bench.clock.advance(1)
+        bench.again.run()
+        assert bench.acks == []
+        assert bench.events()[-1].type is EventType.RUNNING
+    publisher.down = False
+    bench.clock.advance(60)
+    bench.again.run()
+    assert [ack for _, ack in bench.acks] == [AckType.ACCEPT]
+    assert {one.past.spent for one in bench.waiting()} | {one.past.spent for one in late(log)} == {1}
+    assert bench.events()[-1].type is EventType.RETRYING
 
 
-def test_every_class_has_its_row() -> None:
-    assert set(FINAL) == set(FailureClass)
+def late(log: MemoryLog) -> list[Any]:
+    """Records that were due already when they were written, so that they went to their topic at once."""
+    return [Waiting(START, entry, read(entry.headers), ("", 0, 0)) for entry in log.read(NAMES.jobs("say", "bulk"), 0)]  # type: ignore[arg-type]
+
+
+def test_a_dead_letter_tells_the_whole_story() -> None:
+    bench = Bench(raising(JobError("odd")))
+    trace = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+    given = record(
+        past=tried((FailureClass.TRANSIENT, "TAPE-6001"), (FailureClass.TIMEOUT, "TAPE-7001"), replays=2),
+        tenant="acme", extensions=trace,
+    )  # fmt: skip
+    assert bench.run(given) is AckType.REJECT
+    ((_, value, _, letter),) = dead(bench)
+    assert value == given.value
+    assert letter.past is not None
+    assert [one.code for one in letter.past.tries] == ["TAPE-6001", "TAPE-7001", "TAPE-6001"]
+    assert (letter.attempts, letter.replays, letter.tenant) == (3, 2, "acme")
+    assert letter.trace == "0af7651916cd43dd8448eb211c80319c"
+    assert letter.first_failed_at == letter.past.tries[0].ended_at
+    assert letter.last_failed_at == bench.clock.now()
+    assert letter.disposition is not None

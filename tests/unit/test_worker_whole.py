@@ -31,7 +31,7 @@ from wire.share.locks import GroupConfig
 from workers import __main__ as command
 from workers import worker as module
 from workers.context import Context
-from workers.control import Cancellations
+from workers.control import Controls
 from workers.health import Health
 from workers.kinds import Kind
 from workers.worker import Options, Worker, mapped
@@ -43,7 +43,7 @@ class Rig:
     def __init__(self, tmp_path: Path, *kinds: Kind, **options: Any) -> None:
         self.log = MemoryLog()
         self.store = Memory()
-        self.control = Cancellations()
+        self.control = Controls()
         self.members: list[MemoryShareConsumer] = []
         self.kinds = {entry.name: entry for entry in kinds}
         for topic in (NAMES.events, *(NAMES.dead(name) for name in self.kinds)):

@@ -4,30 +4,40 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
+from schemas.claim import Claim
 from schemas.codec import Envelope, encode, request_type
 from schemas.control import Cancel
 from schemas.dead import DeadLetter
+from schemas.delays import PARTITIONS, WHEELS, plan, strip
+from schemas.errors import FailureClass
 from schemas.event import Event
 from schemas.model import Strict
 from schemas.outcome import Outcome, Succeeded, Verdict
+from schemas.past import Past, Try
+from schemas.past import read as read_past
+from schemas.past import write as write_past
 from schemas.topics import Names
 from wire.blobs import Blobs
 from wire.blobs.memory import Memory
 from wire.publish import MemoryPublisher, Publisher
 from wire.share import AckType, MemoryLog, MemoryShareConsumer, Record
 from wire.share.locks import GroupConfig
+from workers.admit import Signals
 from workers.again import Again
 from workers.attempt import Record as AnyRecord
+from workers.breaker import Breakers
+from workers.claim import Claims, claim_name
 from workers.context import Context
-from workers.control import Cancellations
+from workers.control import Controls
 from workers.execute import Executor
+from workers.gate import Gate
 from workers.kinds import Kind
 from workers.runner import InlineRunner, Runner
 from workers.settle import Settler, outcome_name
@@ -106,19 +116,27 @@ class Bench:
         store: Blobs | None = None,
         publisher: Publisher | None = None,
         worker: str = "w1",
+        clock: Clock | None = None,
     ) -> None:
-        self.clock = Clock()
+        self.clock = clock or Clock()
         self.log = log or MemoryLog(clock=lambda: self.clock.seconds)
         for topic in (NAMES.events, *(NAMES.dead(name) for name in ("say", "shout", "unknown"))):
             self.log.create(topic)
+        for delay in WHEELS:
+            self.log.create(f"{NAMES.prefix}retry.{delay}", PARTITIONS)
         self.store = store or Memory()
         self.publisher = publisher or MemoryPublisher(self.log)
         self.kinds = {entry.name: entry for entry in kinds or (kind(),)}
-        self.control = Cancellations()
+        for name in self.kinds:
+            self.log.create(NAMES.jobs(name, "bulk"))
+        self.control = Controls()
         self.again = Steps(self.clock)
         self.acks: list[tuple[AnyRecord, AckType]] = []
         self.given: list[AnyRecord] = []
         self.stopping = False
+        self.said: list[Any] = []
+        self.breakers = Breakers(worker, self.clock.now, self.said.append, clock=self.clock, chance=lambda: self.chance)
+        self.gate = Gate(self.breakers, self.kinds)
         self.settler = Settler(
             publisher=self.publisher,
             store=lambda: self.store,
@@ -127,18 +145,36 @@ class Bench:
             now=self.clock.now,
             done=lambda record, ack: self.acks.append((record, ack)),
             again=self.again,
+            gate=self.gate,
         )
+        self.claims = Claims(
+            worker=worker, store=lambda: self.store, now=self.clock.now, clock=self.clock, wait=self.sleep
+        )
+        self.chance = 0.999
+        self.slept, self.ended = 0, False
+        self.meanwhile: Callable[[], object] = lambda: None
         self.executor = Executor(
             kinds=self.kinds,
             names=NAMES,
             settler=self.settler,
-            now=self.clock.now,
-            cancelled=self.control.reason,
-            stopping=lambda: self.stopping,
+            claims=self.claims,
+            gate=self.gate,
+            signals=Signals(
+                self.clock.now, self.control.reason, lambda: self.stopping, self.sleep, lambda: self.chance
+            ),
             again=self.again,
             give=self.given.append,
         )
         self.runner: Runner = InlineRunner(worker, SCRATCH, lambda: self.store)
+
+    def sleep(self, seconds: float) -> bool:
+        """Time passes, the bench's own claims beat, and `meanwhile` happens; True once the worker has ended."""
+        self.slept += 1
+        assert self.slept < 5000, "it waits for ever"
+        self.clock.advance(seconds)
+        self.claims.beat()
+        self.meanwhile()
+        return self.ended
 
     def run(self, record: AnyRecord) -> AckType | None:
         """Execute one record and return how it was acknowledged, if it was."""
@@ -147,6 +183,20 @@ class Bench:
         after = self.acks[before:]
         assert len(after) <= 1, "acknowledged twice"
         return after[0][1] if after else None
+
+    def waiting(self) -> list[Waiting]:
+        """What waits on the delay topics, in the order in which it is due."""
+        return waits(self.log)
+
+    def next(self) -> Record:
+        """The one record that waits, taken when it is due."""
+        (found,) = self.waiting()
+        self.clock.seconds += max(0.0, found.due.timestamp() - self.clock.now().timestamp())
+        return found.record
+
+    def claim(self, job: str = "job-1") -> Claim:
+        """The stored claim of a job."""
+        return Claim.model_validate_json(self.store.read(claim_name(job)))
 
     def events(self, job: str | None = None) -> list[Event]:
         """The events told so far."""
@@ -160,6 +210,32 @@ class Bench:
         """Cancel a job, as the control topic would."""
         message = Cancel(job=job, reason=reason, time=START)
         self.control.apply(Entry(job.encode(), message.model_dump_json().encode()))
+
+
+class Waiting(NamedTuple):
+    """A record on a delay topic, as its job topic will have it."""
+
+    due: datetime
+    record: Record
+    past: Past
+    place: tuple[str, int, int]
+
+
+def waits(log: MemoryLog, gone: Collection[tuple[str, int, int]] = ()) -> list[Waiting]:
+    """What waits on the delay topics and did not go on yet, in the order in which it is due."""
+    found: list[Waiting] = []
+    for topic in (f"{NAMES.prefix}retry.{delay}" for delay in WHEELS):
+        for partition in range(log.partitions(topic)):
+            for entry in log.read(topic, partition):
+                place = (topic, partition, entry.offset)
+                if place in gone:
+                    continue
+                due_ms, target = plan(entry.headers)
+                key, value, headers = entry.key, entry.value, tuple(strip(entry.headers))
+                record = Record(target, 0, len(found) + 100, key, value, headers, 0, 1)
+                due = datetime.fromtimestamp(due_ms / 1000, UTC)
+                found.append(Waiting(due, record, read_past(headers), place))
+    return sorted(found, key=lambda one: (one.due, one.place))
 
 
 class Entry:
@@ -189,11 +265,24 @@ def record(
     kind_name: str = "say",
     lane: str = "bulk",
     extensions: Mapping[str, str] | None = None,
+    past: Past | None = None,
+    offset: int = 7,
     **fields: Any,
 ) -> Record:
-    """An acquired request."""
+    """An acquired request; with a `past`, one that was written anew."""
     key, value, headers = request(job, kind_name, extensions=extensions, **fields)
-    return Record(topic or NAMES.jobs(kind_name, lane), 0, 7, key, value, tuple(headers), 0, count)
+    told = tuple(headers if past is None else write_past(headers, past))
+    return Record(topic or NAMES.jobs(kind_name, lane), 0, offset, key, value, told, 0, count)
+
+
+def tried(*tries: tuple[FailureClass, str], worker: str = "w0", spent: bool = True, **fields: Any) -> Past:
+    """A past of attempts that failed with these classes and codes."""
+    past = Past(**fields)
+    for number, (failure, code) in enumerate(tries, start=1):
+        past = past.after(
+            Try(attempt=number, ended_at=START, worker=worker, failure=failure, code=code, message="no", spent=spent)
+        )
+    return past
 
 
 def raw(value: bytes | None, headers: tuple[tuple[str, bytes | None], ...] = (), key: bytes | None = b"k") -> Record:
@@ -243,7 +332,8 @@ def consumer(
 ) -> MemoryShareConsumer:
     """A member of a share group in memory."""
     settings = GroupConfig(**{"delivery_limit": 10, **config})
-    return MemoryShareConsumer([topic], group, log, config=settings, **({"clock": clock} if clock else {}))
+    options: dict[str, Any] = {"clock": clock} if clock else {}
+    return MemoryShareConsumer([topic], group, log, config=settings, **options)
 
 
 def waiting(event: threading.Event, what: str) -> None:
@@ -251,5 +341,5 @@ def waiting(event: threading.Event, what: str) -> None:
     assert event.wait(20), f"{what} never came"
 
 
-__all__ = ["NAMES", "START", "Bench", "Clock", "Entry", "Say", "Steps", "Verdict", "consumer", "dead", "events", "kind",
-           "raising", "raw", "record", "request", "waiting"]  # fmt: skip
+__all__ = ["NAMES", "START", "Bench", "Clock", "Entry", "Say", "Steps", "Verdict", "Waiting", "consumer", "dead",
+           "events", "kind", "raising", "raw", "record", "request", "tried", "waiting", "waits"]  # fmt: skip
