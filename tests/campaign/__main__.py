@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from schemas.event import EVENT_OF, Event
+from schemas.event import EVENT_OF, Event, EventType
 from schemas.ids import uuid7
 from schemas.topics import Names
 from tests.campaign.oracle import finals, judge
@@ -107,9 +107,11 @@ def _double(scene: Scene) -> None:
 
 def _alter(scene: Scene) -> None:
     """Write another outcome over that of one job."""
-    store = open_store(scene.settings)
-    job = next(job for job, kind in scene.sent.items() if kind == "heavy")
-    store.put(f"runs/{job}/outcome.json", b"{}")
+    store, heavy = open_store(scene.settings), {job for job, kind in scene.sent.items() if kind == "heavy"}
+    ended = [one.job for one in finals(scene.settings) if one.job in heavy and one.type is EventType.SUCCEEDED]
+    if not ended:
+        raise NotRun("no job of this row left anything in the store to alter")
+    store.put(f"runs/{ended[0]}/outcome.json", b"{}")
 
 
 SABOTAGE: dict[str, Callable[[Scene], None]] = {"lose": _lose, "double": _double, "alter": _alter}

@@ -9,13 +9,14 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from itertools import pairwise
 from pathlib import Path
 
 from fleet import kill
 
 from schemas.errors import FailureClass
 from schemas.event import EventType
-from tests.campaign.oracle import orphans
+from tests.campaign.oracle import finals, orphans
 from tests.campaign.row import Facts, brief_locks, row, s3
 from tests.campaign.stage import Crew, NotRun, Scene, Stage
 
@@ -29,16 +30,14 @@ def churn(stage: Stage, scene: Scene) -> Facts:
     scene.worker()
     dice, rounds = random.Random(3), 20 if stage.nightly else 5
     scene.jobs(30 + rounds * 4, seconds=0.4)
-    gap, last, seen = 0.0, time.monotonic(), 0
     for number in range(rounds):
         crew = scene.worker("--grace", "2")
-        until = time.monotonic() + dice.uniform(0.2, 1.5)
-        while time.monotonic() < until:
-            if (ends := scene.ends()) != seen:
-                gap, last, seen = max(gap, time.monotonic() - last), time.monotonic(), ends
-            time.sleep(0.05)
+        time.sleep(dice.uniform(0.2, 1.5))
         crew.signal(signal.SIGKILL if number % 2 else signal.SIGTERM)
         crew.end(20)
+    assert scene.finish(60.0), "not every job ended"
+    ends = sorted(event.time for event in finals(scene.settings))
+    gap = max((after - before).total_seconds() for before, after in pairwise(ends))
     assert gap < 5.0, f"no job ended for {gap:.1f} s while others came and went"
     return Facts(None, f"{rounds} came and went, longest pause {gap:.2f} s")
 
@@ -78,9 +77,27 @@ def killed_at_each_step(stage: Stage, scene: Scene) -> Facts:
             for crew in pair:
                 crew.process.kill()
                 crew.end()
+    buried(scene)
     assert worst < 5.0, f"it took {worst:.1f} s until another worker had the job"
     assert not (left := orphans(scene.settings)), f"nobody names {left[0]}"
-    return Facts(worst, f"{len(POINTS) * rounds} kills, no orphan blob")
+    return Facts(worst, f"{len(POINTS) * rounds + 1} kills, no orphan blob")
+
+
+def buried(scene: Scene) -> None:
+    """A worker dies when its job's dead letter is durable and its record not yet rejected: the job stays dead."""
+    once, first = scene.folder / "died-buried", scene.folder / "first"
+    first.touch()
+    armed = {"CAMPAIGN_POINT": "acknowledge", "CAMPAIGN_ONCE": str(once)}
+    pair = [scene.worker(**armed), scene.worker(**armed)]
+    scene.job("buried", do="once", failing=str(first), top={"max_attempts": 1})
+    scene.wait(once.exists, "no worker came to acknowledge the dead letter", 20.0, 0.01)
+    scene.job("after", "quick")
+    assert scene.finish(30.0), "the job after it did not end"
+    time.sleep(4.0)  # the record is handed out again within a second or so
+    for crew in pair:
+        crew.process.kill()
+        crew.end()
+    assert len(scene.marks("buried")) == 1, "a job that was buried ran again, as its worker died before the reject"
 
 
 @row(6, "zombie: frozen past its lock, thawed", "SIGSTOP, SIGCONT", brief_locks)

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 
+from schemas.codec import parse
 from schemas.dead import HEADER
 from schemas.errors import TapeError
 from schemas.event import Event
@@ -94,7 +95,7 @@ def judge(settings: Settings, sent: dict[str, str], *, lives: dict[str, int]) ->
 def _kept(store: Blobs, told: Outcome) -> list[str]:
     """Return what is wrong with what the store has of a job."""
     try:
-        kept = Outcome.model_validate_json(store.read(f"runs/{told.job}/outcome.json"))
+        kept = parse(Outcome, store.read(f"runs/{told.job}/outcome.json"))
         if kept != told:
             return ["the event tells another outcome than the store has"]
         for artifact in kept.artifacts:

@@ -83,6 +83,14 @@ def segfault(*_: Any) -> Verdict:
     raise AssertionError("unreachable")
 
 
+def once(context: Context, task: Task) -> Verdict:
+    """Segfault the first time, and succeed if there should be a second."""
+    if task.failing and Path(task.failing).exists():
+        Path(task.failing).unlink()
+        ctypes.string_at(0)
+    return Succeeded()
+
+
 def fail(context: Context, task: Task) -> Verdict:
     """Fail as long as a file is there, as a model server that is away does."""
     if task.failing and Path(task.failing).exists():
@@ -112,7 +120,7 @@ def spill(context: Context, task: Task) -> Verdict:
 
 
 DEEDS: dict[str, Callable[[Context, Task], Verdict]] = {
-    deed.__name__: deed for deed in (work, segfault, fail, hog, device, spill)
+    deed.__name__: deed for deed in (work, segfault, once, fail, hog, device, spill)
 }
 
 
