@@ -21,7 +21,7 @@ Named = Annotated[str, typer.Argument(help="Its name.")]
 
 def add(app: typer.Typer) -> None:
     """Add the commands."""
-    family = typer.Typer(help="Recurring jobs. A mover must run to submit them: `python -m workers.delay`.")
+    family = typer.Typer(help="Recurring jobs. Workers submit them; `python -m workers.delay` does nothing else.")
     family.command(name="add")(create)
     family.command(name="ls")(listed)
     family.command(name="rm")(remove)
