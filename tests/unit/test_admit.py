@@ -6,9 +6,9 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from worker_twin import START, Bench, Clock, Say, dead, kind, raising, record, tried
+from worker_twin import START, Bench, Say, begun, dead, kind, pair, raising, record, tried
 
-from schemas.claim import Claim, Start
+from schemas.claim import Claim
 from schemas.control import Breaker, BreakerState
 from schemas.errors import FailureClass, NotFoundError, UnavailableError
 from schemas.event import EventType
@@ -16,7 +16,7 @@ from schemas.outcome import Status, Succeeded
 from schemas.past import Hint, Past
 from schemas.past import read as read_past
 from wire.blobs.memory import Memory
-from wire.share import AckType, MemoryLog
+from wire.share import AckType
 from workers.admit import BUSY_S, REWRITTEN
 from workers.attempt import SUSPECT
 from workers.claim import BEAT_S, GONE_S, SILENT_S, claim_name
@@ -40,30 +40,6 @@ def never() -> Kind:
     """A kind whose jobs must not run."""
     found: Kind = raising(AssertionError("it ran"))
     return found
-
-
-def pair(*kinds: Kind, **options: Any) -> tuple[Bench, Bench]:
-    """Two workers on one store, log and clock."""
-    clock, store = Clock(), Memory()
-    log = MemoryLog(clock=clock)
-    return (
-        Bench(*kinds, log=log, store=store, clock=clock, worker="w1", **options),
-        Bench(*kinds, log=log, store=store, clock=clock, worker="w2", **options),
-    )
-
-
-def begun(bench: Bench, *, lost: int = 0, beat: int = 3, spent: int = 0) -> None:
-    """A worker began the job, after others that died of it, and nothing was heard of it since."""
-    place = "t.jobs.say.bulk/0/7"
-    starts = [
-        Start(
-            attempt=spent + number, worker=f"w9-{number}", epoch=number, started_at=START, place=place, line=place,
-            spent=spent,
-        )
-        for number in range(1, lost + 2)
-    ]  # fmt: skip
-    claim = Claim(job="job-1", held=True, start=starts[-1], lost=tuple(starts[:-1]), beat=beat)
-    bench.store.put(claim_name("job-1"), claim.model_dump_json().encode())
 
 
 def test_a_job_that_may_run_is_counted_and_claimed_before_it_does() -> None:
@@ -160,10 +136,11 @@ def test_deaths_of_workers_are_attempts(deaths: int) -> None:
     assert bench.clock.now() - before < timedelta(seconds=GONE_S + 1)
 
 
-def test_a_job_that_killed_three_workers_is_a_dead_letter_with_the_story() -> None:
+@pytest.mark.parametrize("limit", [3, 8])
+def test_a_job_that_killed_three_workers_is_a_dead_letter_with_the_story(limit: int) -> None:
     bench = Bench(never())
     begun(bench, lost=2)
-    given = record(count=2)
+    given = record(count=2, max_attempts=limit)
     assert bench.run(given) is AckType.REJECT
     ((key, value, _, letter),) = dead(bench)
     assert (key, value) == (given.key, given.value)

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 
-from worker_twin import START, Bench, Clock, dead, kind, raising, record, tried
+from worker_twin import START, begun, dead, kind, pair, raising, record, tried
 
 from schemas.errors import FailureClass
 from schemas.event import EventType
 from schemas.outcome import Succeeded
-from wire.blobs.memory import Memory
-from wire.share import AckType, MemoryLog
+from wire.share import AckType
 from workers.context import Context
-from workers.kinds import Kind
-
-
-def pair(*kinds: Kind, **options: Any) -> tuple[Bench, Bench]:
-    """Two workers on one store, log and clock."""
-    clock, store = Clock(), Memory()
-    log = MemoryLog(clock=clock)
-    return (
-        Bench(*kinds, log=log, store=store, clock=clock, worker="w1", **options),
-        Bench(*kinds, log=log, store=store, clock=clock, worker="w2", **options),
-    )
 
 
 def test_a_record_that_comes_back_after_its_end_has_what_follows_written_not_run_again() -> None:
@@ -73,6 +60,22 @@ def test_a_burial_that_was_cut_off_is_made_up_for() -> None:
     assert letter.past is not None
     assert [one.worker for one in letter.past.tries] == ["w0", "w0", "w2"]
     assert [event.type for event in two.events()] == [EventType.RUNNING, EventType.DEAD]
+
+
+def test_a_job_that_is_handed_back_keeps_its_deaths() -> None:
+    def handler(context: Context, _: object) -> Succeeded:
+        assert context.attempt == 2
+        if context.worker == "w1":
+            one.stopping = True
+            context.check()
+        return Succeeded()
+
+    one, two = pair(kind(handler))
+    begun(one)
+    assert one.run(record(count=2)) is AckType.RELEASE
+    assert [start.worker for start in one.claim().lost] == ["w9-1"]
+    assert two.run(record(count=3)) is AckType.ACCEPT
+    assert two.outcome("job-1").attempt == 2
 
 
 def test_copies_of_a_record_stand_for_the_same() -> None:

@@ -90,9 +90,12 @@ def test_a_job_may_live_again_redriven_or_sent_again(fleet: Fleet) -> None:
 
 def test_what_a_holder_wrote_at_its_end_says_that_it_ended(fleet: Fleet) -> None:
     one, two = fleet.hire("w1"), fleet.hire("w2")
-    one.taken()
+    zero = fleet.hire("w0")
+    zero.taken()
+    zero.alive = False
+    one.taken(redelivered=True)
     one.alive = False  # it could not free its claim, but its job's next record is here
     before = fleet.time
-    following = two.taken(place=at(8), spent=1)
+    following = two.taken(place=at(8), spent=2)
     assert fleet.time == before
-    assert (following.lost, following.start.attempt) == ((), 2)
+    assert (following.lost, following.start.attempt) == ((), 3), "the first death is in the record's past"

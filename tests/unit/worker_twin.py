@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from schemas.claim import Claim
+from schemas.claim import Claim, Start
 from schemas.codec import Envelope, encode, request_type
 from schemas.control import Cancel
 from schemas.dead import DeadLetter
@@ -327,6 +327,30 @@ def events(log: MemoryLog) -> list[Event]:
     return found
 
 
+def pair(*kinds: Kind, **options: Any) -> tuple[Bench, Bench]:
+    """Two workers on one store, log and clock."""
+    clock, store = Clock(), Memory()
+    log = MemoryLog(clock=clock)
+    return (
+        Bench(*kinds, log=log, store=store, clock=clock, worker="w1", **options),
+        Bench(*kinds, log=log, store=store, clock=clock, worker="w2", **options),
+    )
+
+
+def begun(bench: Bench, *, lost: int = 0, beat: int = 3, spent: int = 0) -> None:
+    """A worker began the job, after others that died of it, and nothing was heard of it since."""
+    place = "t.jobs.say.bulk/0/7"
+    starts = [
+        Start(
+            attempt=spent + number, worker=f"w9-{number}", epoch=number, started_at=START, place=place, line=place,
+            spent=spent,
+        )
+        for number in range(1, lost + 2)
+    ]  # fmt: skip
+    claim = Claim(job="job-1", held=True, start=starts[-1], lost=tuple(starts[:-1]), beat=beat)
+    bench.store.put(claim_name("job-1"), claim.model_dump_json().encode())
+
+
 def consumer(
     log: MemoryLog, topic: str, group: str = "g", clock: Clock | None = None, **config: Any
 ) -> MemoryShareConsumer:
@@ -341,5 +365,6 @@ def waiting(event: threading.Event, what: str) -> None:
     assert event.wait(20), f"{what} never came"
 
 
-__all__ = ["NAMES", "START", "Bench", "Clock", "Entry", "Say", "Steps", "Verdict", "Waiting", "consumer", "dead",
-           "events", "kind", "raising", "raw", "record", "request", "tried", "waiting", "waits"]  # fmt: skip
+__all__ = ["NAMES", "START", "Bench", "Clock", "Entry", "Say", "Steps", "Verdict", "Waiting", "begun", "consumer",
+           "dead", "events", "kind", "pair", "raising", "raw", "record", "request", "tried", "waiting",
+           "waits"]  # fmt: skip
