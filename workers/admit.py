@@ -55,7 +55,7 @@ class Admission:
 
         Raises `UnavailableError` when the store does not answer.
         """
-        if (shut := self._gate.enter(attempt)) is not None:
+        if not self._ends(attempt) and (shut := self._gate.enter(attempt)) is not None:
             self.postpone(attempt, shut)
             return None
         if self._turned_away(attempt):
@@ -70,6 +70,11 @@ class Admission:
         except BaseException:
             self._claims.abandon(attempt.id)
             raise
+
+    def _ends(self, attempt: Attempt) -> bool:
+        """Whether the job ends without running: an open breaker is no reason to put that off."""
+        end = attempt.job.expires_at
+        return self._signals.cancelled(attempt.id) is not None or (end is not None and attempt.started_at > end)
 
     def postpone(self, attempt: Attempt, failure: Failure) -> None:
         """Put a job off because of a dependency; one that has waited for too long is buried."""

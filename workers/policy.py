@@ -24,6 +24,7 @@ from typing import Any
 from schemas.errors import FailureClass
 from schemas.outcome import Failure
 from schemas.past import Hint, Past
+from workers.failures import suspect
 
 LIMIT = 8
 """Most attempts a request may ask for; `schemas.job` refuses more."""
@@ -199,6 +200,8 @@ def _spent(policy: Policy, failure: Failure, story: _Story) -> str | None:
 def _hint(failure: Failure, past: Past, story: _Story) -> Hint:
     """A hint once given stays: what made it necessary is still true of the job."""
     found = past.hint
+    if suspect(failure):  # the machine is to blame, not the job
+        return _stronger(found, Hint.ELSEWHERE)
     if failure.failure is FailureClass.RESOURCE:
         first = failure.code in MEMORY and story.shortages <= 1
         found = _stronger(found, Hint.SMALLER if first else Hint.ELSEWHERE)

@@ -26,6 +26,7 @@ from schemas.outcome import Cancelled, Failed, Failure, Verdict
 from wire import telemetry
 from wire.settings import PREFIX, Settings
 from workers.attempt import Attempt
+from workers.failures import suspect
 from workers.runner import Scratch
 
 QUIET = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -76,6 +77,8 @@ class ChildRunner:
             try:
                 connection.send_bytes(json.dumps(self._message(attempt, scratch)).encode())
                 verdict = self._await(connection, attempt, report, stopped)
+                if isinstance(verdict, Failed) and suspect(verdict.failure):
+                    self.kill()  # a broken device context does not heal; the next job must not meet it
             except (EOFError, OSError):
                 verdict = Failed(failure=self._post_mortem())
         if verdict.usage.seconds == 0:

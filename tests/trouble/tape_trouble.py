@@ -112,8 +112,14 @@ def flood(context: Context, params: Trouble) -> Verdict:
     return Succeeded(result={"text": "x" * params.size})
 
 
+def device(*_: Any) -> Verdict:
+    """Meet an accelerator whose context is broken."""
+    raise JobError("CUDA error: unspecified launch failure", code="TAPE-6015", device="suspect")
+
+
 DEEDS = {
-    deed.__name__: deed for deed in (work, deaf, segfault, leave, killed, hang_up, family, chatter, litter, odd, flood)
+    deed.__name__: deed
+    for deed in (work, deaf, segfault, leave, killed, hang_up, family, chatter, litter, odd, flood, device)
 }
 
 

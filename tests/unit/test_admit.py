@@ -364,3 +364,15 @@ def test_while_the_store_is_known_to_be_away_jobs_are_postponed_unread() -> None
     (waiting,) = bench.waiting()
     assert waiting.past.spent == 0
     assert list(bench.store.list()) == []
+
+
+def test_an_open_breaker_puts_off_no_end() -> None:
+    bench = Bench(kind(isolation="thread"))
+    opened = {"dependency": "kind:say", "state": BreakerState.OPEN, "epoch": 1, "worker": "w2"}
+    times = {"since": START, "time": START, "until": START + timedelta(seconds=60)}
+    bench.breakers.apply(Breaker.model_validate(opened | times))
+    bench.cancel("job-1")
+    bench.run(record("job-1"))
+    bench.run(record("job-2", expires_at=(START - timedelta(seconds=1)).isoformat()))
+    bench.run(record("job-3"))
+    assert [event.type for event in bench.events()] == [EventType.CANCELLED, EventType.EXPIRED, EventType.POSTPONED]

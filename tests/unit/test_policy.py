@@ -90,6 +90,14 @@ def test_a_full_disk_is_not_cured_by_a_smaller_batch() -> None:
     assert isinstance(found, Retry) and found.hint is Hint.ELSEWHERE
 
 
+def test_a_broken_device_sends_the_job_to_another_worker() -> None:
+    broken = failed(FailureClass.CRASHED, code="TAPE-6015").model_copy(update={"place": {"device": "suspect"}})
+    found = asked(Past(), broken)
+    assert isinstance(found, Retry) and found.hint is Hint.ELSEWHERE
+    alone = asked(Past(hint=Hint.ALONE), broken)
+    assert isinstance(alone, Retry) and alone.hint is Hint.ALONE, "a suspect stays one"
+
+
 def test_a_hint_stays_when_the_next_attempt_fails_for_another_reason() -> None:
     past = past_of(FailureClass.RESOURCE).model_copy(update={"hint": Hint.SMALLER})
     found = asked(past, failed(FailureClass.TRANSIENT))

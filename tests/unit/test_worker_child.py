@@ -98,6 +98,15 @@ def test_a_job_succeeds_with_progress_usage_and_a_warm_child(runner: ChildRunner
     assert again.result["pid"] == first.result["pid"] == runner.pid != os.getpid()
 
 
+def test_a_child_that_met_a_broken_device_is_not_used_again(runner: ChildRunner) -> None:
+    run(runner, attempt())
+    before = runner.pid
+    assert failure(run(runner, attempt("device"))).place["device"] == "suspect"
+    assert runner.pid is None
+    assert isinstance(run(runner, attempt()), Succeeded)
+    assert runner.pid not in (None, before)
+
+
 @pytest.mark.parametrize(("do", "code"), [("raise", "TAPE-6009"), ("none", "TAPE-6004")])
 def test_failures_cross_the_socket_whole(runner: ChildRunner, do: str, code: str) -> None:
     assert failure(run(runner, attempt(do))).code == code
