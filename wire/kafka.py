@@ -203,10 +203,21 @@ class Link:
 
     async def ask(self, request: Any, node: int | str | None = None, timeout_s: float | None = None) -> Any:
         """Send one request to a node (or the least loaded one) and await its answer; on the link's thread only."""
-        target = self.manager.least_loaded_node() if node is None else node
+        target = await self._reachable() if node is None else node
         await self.manager.get_connection(target)
         limit = None if timeout_s is None else timeout_s * 1000
         return await self.manager.send(request, node_id=target, request_timeout_ms=limit)
+
+    async def _reachable(self) -> int | str | None:
+        """Return a node that takes connections: with one of several brokers down, any other will do."""
+        for _ in self.manager.cluster.brokers():
+            target = self.manager.least_loaded_node()
+            try:
+                await self.manager.get_connection(target)
+            except (kafka_errors.KafkaConnectionError, kafka_errors.NodeNotReadyError):
+                continue  # it is not chosen again for a while
+            return target  # type: ignore[no-any-return]
+        return self.manager.least_loaded_node()  # type: ignore[no-any-return]
 
     def call(self, request: Any, node: int | str | None = None, timeout_s: float | None = None) -> Any:
         """Send one request and wait for its answer. Raises the mapped error."""

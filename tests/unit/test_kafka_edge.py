@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import threading
@@ -20,7 +21,7 @@ from wire.broker.jars import Runtime
 from wire.broker.port import owner
 from wire.follow.feed import Handover, HandoverFeed
 from wire.follow.span import Span, committed, spans
-from wire.kafka import TokenFile, connection, mapped
+from wire.kafka import Link, TokenFile, connection, mapped
 from wire.settings import Settings
 from wire.transport import receive
 
@@ -219,3 +220,36 @@ def test_what_came_before_the_end_of_a_connection_counts() -> None:
         assert data == b""
         assert isinstance(error, kafka_errors.KafkaConnectionError)
     assert isinstance(receive(ours, until_dry=False)[1], kafka_errors.KafkaConnectionError)
+
+
+class Some:
+    """A connection manager of three brokers, of which some do not answer."""
+
+    def __init__(self, down: set[int]) -> None:
+        self.down, self.refused, self.cluster = down, list[int](), self
+
+    def brokers(self) -> list[int]:
+        return [1, 2, 3]
+
+    def least_loaded_node(self) -> int:
+        return next((node for node in self.brokers() if node not in self.refused), 1)
+
+    async def get_connection(self, node: int) -> None:
+        if node in self.down:
+            self.refused.append(node)
+            raise kafka_errors.KafkaConnectionError(f"{node} refused")
+
+    async def send(self, request: Any, *, node_id: int, **_: Any) -> tuple[Any, int]:
+        return request, node_id
+
+
+def test_any_broker_will_do_when_one_is_down() -> None:
+    link = Link.__new__(Link)
+    link.manager = Some({1, 2})  # type: ignore[assignment]
+    assert asyncio.run(link.ask("which?")) == ("which?", 3)
+    link.manager = Some({1, 2, 3})  # type: ignore[assignment]
+    with pytest.raises(kafka_errors.KafkaConnectionError):
+        asyncio.run(link.ask("which?"))
+    link.manager = Some({1})  # type: ignore[assignment]
+    with pytest.raises(kafka_errors.KafkaConnectionError):
+        asyncio.run(link.ask("you", 1))
