@@ -334,7 +334,8 @@ def _check(settings: Settings, names: Names, kinds: tuple[str, ...]) -> None:
     if missing:
         raise NotFoundError(
             f"{len(missing)} of this worker's topics do not exist, first {missing[0]}", code="TAPE-2004",
-            topic=missing[0], hint=f"run `tape topics apply {' '.join(f'--kind {kind}' for kind in kinds)}`",
+            topic=missing[0], url=settings.kafka_url,
+            hint=f"run `tape topics apply {' '.join(f'--kind {kind}' for kind in kinds)}`",
         )  # fmt: skip
 
 
