@@ -160,6 +160,8 @@ def test_a_long_line(fleet: Fleet, client: Client, lookout: Lookout) -> None:
     fleet.started(blocking)
     params = {"do": "work", "seconds": 100}
     jobs = [handle.id for handle in client.submit_many(Request("trouble", params) for _ in range(MANY))]
+    # The first in the line is `next` until the worker's presence, said every ten seconds, tells that its slot is taken.
+    assert wait_until(lambda: why(lookout, jobs[0]).blocker is Blocker.SLOTS, deadline_s=25, every_s=0.5)
     for job in (jobs[0], jobs[MANY // 2], jobs[-1]):
         began = time.monotonic()
         answer = why(lookout, job)
