@@ -12,7 +12,7 @@ from schemas.errors import TapeError, UnavailableError
 from schemas.outcome import Failed, Failure, Succeeded, Verdict
 from workers.attempt import Attempt
 from workers.breaker import Allowed, Breakers, Paused
-from workers.failures import dependency
+from workers.failures import dependency, suspect
 from workers.kinds import Kind
 
 
@@ -22,6 +22,8 @@ class Gate:
     def __init__(self, breakers: Breakers, kinds: Mapping[str, Kind]) -> None:
         self._breakers = breakers
         self._needs = {name: needs(kind) for name, kind in kinds.items()}
+        self.device: str | None = None
+        """What the device of this machine last failed with; none once a job in a child process went well again."""
 
     def room(self, kind: str) -> int | None:
         """Return how many jobs of a kind may be acquired now; None: as many as fit."""
@@ -48,10 +50,14 @@ class Gate:
     def tell(self, attempt: Attempt, verdict: Verdict) -> None:
         """Take in how an attempt went."""
         if isinstance(verdict, Succeeded):
+            if attempt.kind.recorded:
+                self.device = None
             if not self._breakers.calm:
                 for name in self._needs[attempt.kind.name]:
                     self._breakers.report(attempt.id, name, None)
         elif isinstance(verdict, Failed):
+            if suspect(verdict.failure):
+                self.device = verdict.failure.message
             self._report(attempt, verdict.failure)
 
     def trouble(self, attempt: Attempt, error: TapeError) -> None:

@@ -227,7 +227,8 @@ class Worker:
 
     def _ready(self) -> tuple[bool, dict[str, Any]]:
         draining = self.loop.draining
-        return not draining, {"kinds": sorted(self.kinds), "draining": draining}
+        device = self._gate.device
+        return not draining and device is None, {"kinds": sorted(self.kinds), "draining": draining, "device": device}
 
     def _busy(self) -> tuple[bool, dict[str, Any]]:
         slots = sum(pool.size for pool in self._pools.values())

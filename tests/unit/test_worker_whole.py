@@ -270,7 +270,7 @@ def test_health_tells_live_ready_and_busy(tmp_path: Path) -> None:
         rig.send("j")
         waiting(going, "the job")
         assert get("live")[0] == 200
-        assert get("ready") == (200, {"ok": True, "kinds": ["say"], "draining": False})
+        assert get("ready") == (200, {"ok": True, "kinds": ["say"], "draining": False, "device": None})
         assert get("busy") == (200, {"ok": True, "held": 1, "slots": 3, "waiting": 0})
         rig.worker.drain()
         assert get("ready")[0] == 503
