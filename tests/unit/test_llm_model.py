@@ -67,7 +67,7 @@ def test_broken_weights_and_unknown_architectures_are_named(copy: Path) -> None:
     refused(copy, "TAPE-1009", "safetensors|cannot be loaded")
     (copy / "model.safetensors").write_bytes(weights)
     (copy / "config.json").write_text(json.dumps({"model_type": "perpetuum"}))
-    refused(copy, "TAPE-1009", "does not recognize this architecture|cannot be loaded")
+    refused(copy, "TAPE-1009", "does not recognize this architecture")
 
 
 def test_a_changed_file_does_not_pass_its_manifest(copy: Path) -> None:
