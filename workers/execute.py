@@ -161,6 +161,8 @@ class Executor:
             elif isinstance(verdict, Failed):
                 self._failed(attempt, verdict)
             else:
+                if attempt.kind.recorded:
+                    self._admission.pace.add(attempt.kind.name, verdict.usage.seconds)
                 self._finish(attempt, verdict)
         if attempt.kind.recorded:
             _LOG.info("job settled", job=attempt.id, verdict=verdict.verdict, seconds=round(verdict.usage.seconds, 3))

@@ -12,7 +12,7 @@ from schemas.claim import Claim
 from schemas.control import Breaker, BreakerState
 from schemas.errors import FailureClass, NotFoundError, UnavailableError
 from schemas.event import EventType
-from schemas.outcome import Status, Succeeded
+from schemas.outcome import Status, Succeeded, Usage
 from schemas.past import Hint, Past
 from schemas.past import read as read_past
 from wire.blobs.memory import Memory
@@ -22,6 +22,7 @@ from workers.attempt import SUSPECT
 from workers.claim import BEAT_S, GONE_S, SILENT_S, claim_name
 from workers.context import Context
 from workers.kinds import Kind
+from workers.pace import KEPT, LEAST, Pace
 
 CRASH = (FailureClass.CRASHED, "TAPE-6008")
 MEMORY = (FailureClass.RESOURCE, "TAPE-6003")
@@ -376,3 +377,56 @@ def test_an_open_breaker_puts_off_no_end() -> None:
     bench.run(record("job-2", expires_at=(START - timedelta(seconds=1)).isoformat()))
     bench.run(record("job-3"))
     assert [event.type for event in bench.events()] == [EventType.CANCELLED, EventType.EXPIRED, EventType.POSTPONED]
+
+
+class Takes:
+    """A runner whose jobs all succeed after so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.ran = 0
+
+    def warm(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def run(self, *_: object) -> Succeeded:
+        self.ran += 1
+        return Succeeded(usage=Usage(seconds=self.seconds))
+
+
+def test_a_job_that_cannot_end_before_it_expires_is_not_begun() -> None:
+    bench, runner = Bench(), Takes(10.0)
+    bench.runner = runner
+
+    def ask(job: str, seconds: float) -> Status:
+        bench.run(record(job, expires_at=(START + timedelta(seconds=seconds)).isoformat()))
+        return bench.outcome(job).status
+
+    assert ask("unknown", 1) is Status.SUCCEEDED, "nobody knows yet how long such a job takes"
+    for number in range(LEAST - 1):
+        bench.run(record(f"job-{number}"))
+    ran = runner.ran
+    assert ask("short", 9.9) is Status.EXPIRED
+    assert runner.ran == ran
+    failure = bench.outcome("short").failure
+    assert failure is not None
+    assert failure.code == "TAPE-6018"
+    assert ask("enough", 10) is Status.SUCCEEDED
+    for number in range(KEPT):
+        runner.seconds = 1.0
+        bench.run(record(f"quick-{number}"))
+    assert ask("quicker", 9.9) is Status.SUCCEEDED
+
+
+def test_the_pace_is_the_time_in_which_95_of_100_jobs_end() -> None:
+    pace = Pace()
+    for seconds in range(1, LEAST):
+        pace.add("say", float(seconds))
+    assert pace.p95("say") is None
+    assert pace.p95("shout") is None
+    pace.add("say", float(LEAST))
+    assert pace.p95("say") == 19.0
+    for seconds in range(1, 101):
+        pace.add("shout", float(seconds))
+    assert pace.p95("shout") == 95.0
