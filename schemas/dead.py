@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 from pydantic import AwareDatetime, Field
 
+from schemas.event import Event, EventType
+from schemas.ids import derived_id
 from schemas.model import Open
-from schemas.outcome import Failure
+from schemas.outcome import Failure, Outcome, Status
 from schemas.past import Past
 
 HEADER = "tape-dead-"
@@ -88,6 +90,19 @@ class Fate(Open):
     by: str = Field(description="user@host")
     reason: str = ""
     time: AwareDatetime
+
+
+def buried(letter: DeadLetter, lane: str) -> Event:
+    """Return the last event of a job whose record nobody could read or pass on; its letter tells all but the lane."""
+    outcome = Outcome(
+        job=letter.job, kind=letter.kind, status=Status.DEAD, attempt=letter.attempts, worker=letter.worker,
+        finished_at=letter.time, failure=letter.failure,
+    )  # fmt: skip
+    return Event(
+        id=derived_id(letter.job, "dead", letter.topic, str(letter.partition), str(letter.offset)),
+        type=EventType.DEAD, job=letter.job, kind=letter.kind, lane=lane, time=letter.time, attempt=letter.attempts,
+        worker=letter.worker, failure=letter.failure, outcome=outcome,
+    )  # fmt: skip
 
 
 def dead_headers(letter: DeadLetter) -> list[tuple[str, bytes]]:

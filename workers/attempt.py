@@ -20,8 +20,8 @@ from workers.kinds import Kind
 from workers.policy import Policy, policy
 
 
-class Record(Protocol):
-    """What the share consumer hands out: a record under a lock."""
+class Written(Protocol):
+    """A record as it lies in a log."""
 
     @property
     def topic(self) -> str: ...
@@ -35,6 +35,11 @@ class Record(Protocol):
     def value(self) -> bytes | None: ...
     @property
     def headers(self) -> tuple[tuple[str, bytes | None], ...]: ...
+
+
+class Record(Written, Protocol):
+    """What the share consumer hands out: a record under a lock."""
+
     @property
     def delivery_count(self) -> int: ...
 
@@ -91,7 +96,7 @@ class Attempt:
         return self.job.timeout_s or self.kind.timeout_s
 
 
-def identify(record: Record) -> str:
+def identify(record: Written) -> str:
     """Return the id of a record's job, as far as it can be told from bytes that may be broken.
 
     `ce_subject`, else the key, else derived from `ce_source` and `ce_id`, else from the record's place.

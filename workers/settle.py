@@ -18,7 +18,7 @@ import structlog
 
 from schemas import codec
 from schemas.codec import Header
-from schemas.dead import DeadLetter, dead_headers
+from schemas.dead import DeadLetter, buried, dead_headers
 from schemas.delays import delayed
 from schemas.errors import ConflictError, InvalidError, JobError, TapeError
 from schemas.event import EVENT_OF, Event, EventType
@@ -184,22 +184,13 @@ class Settler:
 
     def bury_raw(self, record: Record, kind: str, lane: str, failure: Failure) -> None:
         """Make a dead letter of a record that cannot be read."""
-        job = identify(record)
         now = self._now()
-        outcome = Outcome(
-            job=job, kind=kind, status=Status.DEAD, attempt=record.delivery_count, worker=self.worker,
-            finished_at=now, failure=failure,
-        )  # fmt: skip
-        event = Event(
-            id=derived_id(job, "dead", record.topic, str(record.partition), str(record.offset)),
-            type=EventType.DEAD, job=job, kind=kind, lane=lane, time=now, attempt=record.delivery_count,
-            worker=self.worker, failure=failure, outcome=outcome,
-        )  # fmt: skip
         letter = DeadLetter(
-            job=job, kind=kind, topic=record.topic, partition=record.partition, offset=record.offset,
+            job=identify(record), kind=kind, topic=record.topic, partition=record.partition, offset=record.offset,
             attempts=record.delivery_count, worker=self.worker, time=now, failure=failure,
             first_failed_at=now, last_failed_at=now,
         )  # fmt: skip
+        event = buried(letter, lane)
         self._confirm(record, self._dead(record, letter), lambda: self._tell(record, event, AckType.REJECT))
 
     def apply(self, attempt: Attempt, verdict: Failed, decision: Decision) -> None:
@@ -329,9 +320,8 @@ class Settler:
             return refused
 
     def _letter(self, attempt: Attempt, failure: Failure, usage: Usage) -> DeadLetter:
-        record, now = attempt.record, self._now()
-        last = Try.of(failure, attempt=attempt.number, started_at=attempt.started_at, ended_at=now, worker=self.worker)
-        past = attempt.past.after(last)
+        record, past = attempt.record, self.after(attempt, failure, Bury(failure.message))
+        now = past.tries[-1].ended_at
         model = getattr(attempt.params, "model", None) or getattr(attempt.params, "base", None)
         return DeadLetter(
             job=attempt.id, kind=attempt.kind.name, topic=record.topic, partition=record.partition,
