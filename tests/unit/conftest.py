@@ -1,12 +1,18 @@
-"""Fixtures of the unit tests: a model so small that it is made in a second."""
+"""Fixtures of the unit tests: the command line in memory, and a model so small that it is made in a second."""
 
 from __future__ import annotations
 
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from cli_rig import Tape
+
+    from producers.memory import MemoryPorts
 
 TEXTS = tuple(
     f"Headline: {who} profit {how} in the {when} quarter\nSentiment: {mood}"
@@ -31,3 +37,37 @@ def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from workers.llm.bases import tiny
 
     return tiny(tmp_path_factory.mktemp("cache"), TEXTS, steps=0, threads=1)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where `tape` keeps its things, on a wide terminal and with no other setting from outside."""
+    for name in [name for name in os.environ if name.startswith("TAPE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TAPE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def ports() -> MemoryPorts:
+    """A queue in memory."""
+    from producers.memory import MemoryPorts
+
+    return MemoryPorts()
+
+
+@pytest.fixture
+def tape(home: Path, ports: MemoryPorts, capfd: pytest.CaptureFixture[str]) -> Tape:
+    """Run `tape` in this process on the queue in memory, or on `outside`, and return what it printed."""
+    from cli_rig import Result
+
+    from producers.cli import main
+
+    def run(*argv: str, outside: MemoryPorts | None = ports) -> Result:
+        capfd.readouterr()
+        code = main(argv, ports=outside)
+        found = capfd.readouterr()
+        return Result(code, found.out, found.err)
+
+    return run

@@ -8,82 +8,22 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_rig import Tape
 
-from producers.cli import hoist, main
+from producers.cli import hoist
 from producers.cli.exits import EXITS, MEANINGS, Exit, exit_of
 from producers.cli.parse import duration, moment, parameters
 from producers.memory import MemoryPorts
 from schemas import errors
 from schemas.errors import InvalidError, TapeError, UnavailableError
-from schemas.event import Event, EventType
-from schemas.ids import uuid7
-from schemas.outcome import Outcome, Status
 
 ROOT = Path(__file__).parents[2]
-PARAMS = '{"model": "builtin:m", "prompt": "hi"}'
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def rows(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Tape = Callable[..., Result]
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    import os
-
-    for name in [name for name in os.environ if name.startswith("TAPE_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("TAPE_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("COLUMNS", "200")
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def ports() -> MemoryPorts:
-    return MemoryPorts()
-
-
-@pytest.fixture
-def tape(ports: MemoryPorts, capfd: pytest.CaptureFixture[str]) -> Tape:
-    def run(*argv: str, outside: MemoryPorts | None = ports) -> Result:
-        capfd.readouterr()
-        code = main(argv, ports=outside)
-        found = capfd.readouterr()
-        return Result(code, found.out, found.err)
-
-    return run
-
-
-def submitted(tape: Tape, *more: str) -> str:
-    return str(tape("submit", "inference", "--params", PARAMS, *more).rows[0]["job"])
-
-
-def told(ports: MemoryPorts, job: str, kind: EventType, **fields: Any) -> None:
-    ports.tell(Event(id=uuid7(), type=kind, job=job, kind="inference", time=datetime.now(UTC), **fields))
-
-
-def ended(ports: MemoryPorts, job: str, status: Status = Status.SUCCEEDED, **fields: Any) -> None:
-    outcome = Outcome(
-        job=job, kind="inference", status=status, attempt=1, worker="w", finished_at=datetime.now(UTC), **fields
-    )
-    told(ports, job, EventType(status.value), attempt=1, worker="w", outcome=outcome)
+pytestmark = pytest.mark.usefixtures("home")
 
 
 class TestExits:

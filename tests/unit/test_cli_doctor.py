@@ -2,52 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cli_rig import Result, Tape, bare
 
 import wire.topics
-from producers.cli import doctor, main
+from producers.cli import doctor
 from producers.cli.exits import Exit
 from producers.cli.services import write_profile
 from schemas.errors import AuthError, UnavailableError
 from wire.topics import Change
 
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    rows: list[Any]
-    err: str
-
-
-Tape = Callable[..., Result]
-
-
-@pytest.fixture(autouse=True)
-def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    import os
-
-    for name in [name for name in os.environ if name.startswith("TAPE_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("TAPE_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture
-def tape(capfd: pytest.CaptureFixture[str]) -> Tape:
-    def run(*argv: str) -> Result:
-        capfd.readouterr()
-        code = main(argv)
-        found = capfd.readouterr()
-        return Result(code, [json.loads(line) for line in found.out.splitlines()], found.err)
-
-    return run
+def tape(tape: Tape) -> Tape:
+    return bare(tape)
 
 
 def plan(*changes: Change) -> SimpleNamespace:

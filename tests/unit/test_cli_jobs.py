@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from cli_rig import PARAMS, Tape, ended, submitted, told
 
-from producers.cli import main
 from producers.cli.exits import Exit
 from producers.memory import MemoryPorts
 from schemas.errors import CODES, AuthError, TapeError, UnavailableError
-from schemas.event import Event, EventType
+from schemas.event import EventType
 from schemas.foreign import FOREIGN
 from schemas.ids import uuid7
 from schemas.outcome import Failure, Outcome, Status
@@ -26,63 +24,7 @@ from wire.blobs.directory import Directory
 from wire.blobs.manifest import publish
 
 ROOT = Path(__file__).parents[2]
-PARAMS = '{"model": "builtin:m", "prompt": "hi"}'
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def rows(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Tape = Callable[..., Result]
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    import os
-
-    for name in [name for name in os.environ if name.startswith("TAPE_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("TAPE_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("COLUMNS", "200")
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def ports() -> MemoryPorts:
-    return MemoryPorts()
-
-
-@pytest.fixture
-def tape(ports: MemoryPorts, capfd: pytest.CaptureFixture[str]) -> Tape:
-    def run(*argv: str, outside: MemoryPorts | None = ports) -> Result:
-        capfd.readouterr()
-        code = main(argv, ports=outside)
-        found = capfd.readouterr()
-        return Result(code, found.out, found.err)
-
-    return run
-
-
-def submitted(tape: Tape, *more: str) -> str:
-    return str(tape("submit", "inference", "--params", PARAMS, *more).rows[0]["job"])
-
-
-def told(ports: MemoryPorts, job: str, kind: EventType, **fields: Any) -> None:
-    ports.tell(Event(id=uuid7(), type=kind, job=job, kind="inference", time=datetime.now(UTC), **fields))
-
-
-def ended(ports: MemoryPorts, job: str, status: Status = Status.SUCCEEDED, **fields: Any) -> None:
-    outcome = Outcome(
-        job=job, kind="inference", status=status, attempt=1, worker="w", finished_at=datetime.now(UTC), **fields
-    )
-    told(ports, job, EventType(status.value), attempt=1, worker="w", outcome=outcome)
+pytestmark = pytest.mark.usefixtures("home")
 
 
 class TestSubmit:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+from cli_rig import Tape, bare
 
 import wire.broker
 import wire.store
@@ -21,16 +21,6 @@ from schemas.errors import ConflictError, SetupError, UnavailableError
 from wire.broker import BrokerStatus, NodeStatus
 from wire.store import StoreStatus
 from wire.topics import Change
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    rows: list[Any]
-    err: str
-
-
-Tape = Callable[..., Result]
 
 
 class FakeBroker:
@@ -104,12 +94,7 @@ class FakeStore:
 
 
 @pytest.fixture(autouse=True)
-def fakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
-    import os
-
-    for name in [name for name in os.environ if name.startswith("TAPE_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("TAPE_HOME", str(tmp_path / "home"))
+def fakes(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(wire.broker, "NativeBroker", FakeBroker)
     monkeypatch.setattr(wire.store, "NativeStore", FakeStore)
     monkeypatch.setattr(wire.topics, "ensure", lambda *_: [])
@@ -118,14 +103,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]
 
 
 @pytest.fixture
-def tape(capfd: pytest.CaptureFixture[str]) -> Tape:
-    def run(*argv: str) -> Result:
-        capfd.readouterr()
-        code = main(argv)
-        found = capfd.readouterr()
-        return Result(code, [json.loads(line) for line in found.out.splitlines()], found.err)
-
-    return run
+def tape(tape: Tape) -> Tape:
+    return bare(tape)
 
 
 def profile(tmp_path: Path) -> dict[str, Any]:

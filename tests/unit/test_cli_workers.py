@@ -3,59 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from cli_rig import Tape
 from fleet_rig import NOW, Desk, ago, breaker, failure, worker
 
-from producers.cli import main
 from producers.cli.exits import Exit
 from producers.fleet import Lookout
-from producers.memory import MemoryPorts
 from schemas.control import Drain, read
 from schemas.event import EventType
 
 
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def rows(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Tape = Callable[..., Result]
-
-
 @pytest.fixture
-def desk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Desk:
-    import os
-
-    for name in [name for name in os.environ if name.startswith("TAPE_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("TAPE_HOME", str(tmp_path))
-    monkeypatch.setenv("COLUMNS", "200")
+def desk(home: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
     desk = Desk()
     monkeypatch.setattr(Lookout, "open", lambda settings: desk.lookout)
     return desk
-
-
-@pytest.fixture
-def tape(capfd: pytest.CaptureFixture[str]) -> Tape:
-    def run(*argv: str) -> Result:
-        capfd.readouterr()
-        code = main(argv, ports=MemoryPorts())
-        found = capfd.readouterr()
-        return Result(code, found.out, found.err)
-
-    return run
 
 
 def crew(desk: Desk) -> None:

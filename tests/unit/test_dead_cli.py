@@ -3,62 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
+from cli_rig import Tape
 from dead_rig import Rig
 
-from producers.cli import main
 from producers.cli.exits import Exit
 from producers.dead.desk import Desk
-from producers.memory import MemoryPorts
 from schemas.event import EventType
 
 
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def rows(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-    @property
-    def row(self) -> Any:
-        (row,) = self.rows
-        return row
-
-
-Tape = Callable[..., Result]
-
-
 @pytest.fixture
-def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Rig:
-    import os
-
-    for name in [name for name in os.environ if name.startswith("TAPE_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("TAPE_HOME", str(tmp_path))
-    monkeypatch.setenv("COLUMNS", "200")
+def rig(home: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
     rig = Rig()
     monkeypatch.setattr(Desk, "open", lambda settings: rig.fresh("eve@desk"))
     return rig
 
 
 @pytest.fixture
-def tape(capfd: pytest.CaptureFixture[str]) -> Tape:
-    def run(*argv: str) -> Result:
-        capfd.readouterr()
-        code = main(["dead", *argv], ports=MemoryPorts())
-        found = capfd.readouterr()
-        return Result(code, found.out, found.err)
-
-    return run
+def tape(tape: Tape) -> Tape:
+    return partial(tape, "dead")
 
 
 def fill(rig: Rig) -> None:
