@@ -165,6 +165,35 @@ def test_limit_is_strict(harness: Harness) -> None:
     assert [record.offset for record in other] == [3, 4, 5, 6]
 
 
+def test_focus_reads_one_partition_and_keeps_leases_elsewhere(harness: Harness) -> None:
+    topic, first, second = harness.topic(4), harness.group(), harness.group()
+    for number in range(40):
+        harness.send(topic, b"%d" % number, key=b"%d" % number)
+    by_partition: dict[int, list[int]] = {}
+    for record in gather(harness.consumer(topic, first), 40):
+        by_partition.setdefault(record.partition, []).append(record.offset)
+    one, other = sorted(by_partition)[:2]
+    consumer = harness.consumer(topic, second)
+    consumer.focus([one])
+    held = gather(consumer, 1)
+    assert (held[0].partition, held[0].offset) == (one, 0)
+    consumer.focus([other])
+    found = gather(consumer, len(by_partition[other]))
+    assert [(r.partition, r.offset) for r in found] == [(other, offset) for offset in by_partition[other]]
+    consumer.acknowledge(held[0], AckType.RENEW)
+    for record in found:
+        consumer.acknowledge(record)
+    consumer.flush(5)
+    consumer.acknowledge(held[0])
+    # What was acknowledged there must not bring more of that partition along.
+    assert nothing(consumer)
+    consumer.flush(5)
+    assert consumer.outstanding == 0
+    consumer.focus(None)
+    rest = gather(consumer, 40 - 1 - len(found))
+    assert {r.partition for r in rest} == set(by_partition) - {other}
+
+
 def test_two_share_one_partition(harness: Harness) -> None:
     topic, group = harness.topic(), harness.group()
     harness.send(topic, *[b"%d" % index for index in range(40)])

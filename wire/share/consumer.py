@@ -9,7 +9,7 @@ consumer.close()
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -80,6 +80,16 @@ class ShareConsumer:
     def _raise_fatal(self) -> list[Record]:
         assert self._mail.fatal is not None
         raise self._mail.fatal
+
+    def focus(self, partitions: Collection[int] | None) -> None:
+        """Fetch from these partitions (of every topic) only, or from all again; leases elsewhere are kept.
+
+        It holds from the next fetch on: what is under way, or has arrived, may be of others.
+        """
+        wanted = None if partitions is None else frozenset(partitions)
+        if wanted != self._engine.fetcher.focus:
+            self._engine.fetcher.focus = wanted
+            self._engine.ring()
 
     def acknowledge(self, record: Record, kind: AckType = AckType.ACCEPT) -> None:
         """Queue an acknowledgement: it rides on the next fetch, or goes alone after `ack_linger`.

@@ -57,6 +57,7 @@ class Fetcher:
         self._look: Callable[[], None] = lambda: None
         self._hot: set[int] = set()
         self._turn = 0
+        self.focus: frozenset[int] | None = None
         self.closing = False
 
     @property
@@ -101,6 +102,11 @@ class Fetcher:
     def _wanted(self, node: int) -> set[TopicPartition]:
         return {tip for tip in self._assigned if self._leaders.of(tip) == node}
 
+    def _read(self, node: int) -> set[TopicPartition]:
+        """What to fetch from a leader now: all that is wanted, or the owner's choice of it."""
+        focus = self.focus
+        return {tip for tip in self._wanted(node) if focus is None or tip[1] in focus}
+
     def _place(self, tip: TopicPartition) -> str:
         return f"{self._leaders.names.get(tip[0], tip[0])}[{tip[1]}]"
 
@@ -118,7 +124,7 @@ class Fetcher:
         """Do the next thing with this leader. Returns seconds to wait unless something changes."""
         now = time.monotonic()
         self._mail.shed(now)
-        wanted = self._wanted(line.node)
+        wanted, read = self._wanted(line.node), self._read(line.node)
         with self._mail.changed:
             queued = self._mail.leases.queued(line.node)
             alone = queued and (self._mail.urgent or self._mail.leases.renewing(line.node))
@@ -129,9 +135,9 @@ class Fetcher:
         if queued and not line.session.open:
             self._mail.lose(SessionLostError(f"no session with broker {line.node}"), node=line.node)
             return 0.0
-        share = 0 if alone or not wanted else self._share(line, free)
+        share = 0 if alone or not read else self._share(line, free)
         if share:
-            return await self._attempt(line, partial(self._fetch, line, wanted, share))
+            return await self._attempt(line, partial(self._fetch, line, read, share))
         if queued and (alone or now - line.acks_since >= self._config.ack_linger):
             return await self._attempt(line, partial(self._acknowledge, line, line.session.acknowledge))
         if queued:
@@ -142,7 +148,7 @@ class Fetcher:
 
     def _share(self, line: Line, free: int) -> int:
         """How many records to ask this leader for now."""
-        idle = [node for node, other in sorted(self._lines.items()) if not other.session.busy and self._wanted(node)]
+        idle = [node for node, other in sorted(self._lines.items()) if not other.session.busy and self._read(node)]
         return shares(free, idle, self._hot, self._turn).get(line.node, 0)
 
     async def _attempt(self, line: Line, action: Callable[[], Awaitable[ShareError | None]]) -> float:
@@ -181,13 +187,13 @@ class Fetcher:
 
     # ---- fetch
 
-    async def _fetch(self, line: Line, wanted: set[TopicPartition], share: int) -> ShareError | None:
-        step = line.session.fetch(wanted)
+    async def _fetch(self, line: Line, read: set[TopicPartition], share: int) -> ShareError | None:
+        step = line.session.fetch(read)
         line.asked = share
         with self._mail.changed:
             acks = self._mail.leases.take(line.node) if step.epoch else {}
-        crowded = any(not other.session.busy and self._wanted(node) for node, other in self._lines.items())
-        wait = self._config.rotate_wait if crowded else self._config.max_wait
+        crowded = any(not other.session.busy and self._read(node) for node, other in self._lines.items())
+        wait = self._config.rotate_wait if crowded or self.focus is not None else self._config.max_wait
         plan = messages.Fetch(
             group=self._group,
             member=self._member,
@@ -198,7 +204,8 @@ class Fetcher:
             batch_size=min(share, _BATCH_SIZE),
             mode=int(self._config.mode),
             added=step.added,
-            forgotten=step.forgotten,
+            # A partition that is named for its acknowledgements alone would be fetched from, too.
+            forgotten=step.forgotten.union(acks.keys() - read),
             acks=acks,
         )
         began = time.monotonic()

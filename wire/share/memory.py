@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -184,6 +184,7 @@ class MemoryShareConsumer:
         self._failures: list[tuple[OffsetRange, ShareError]] = []
         self._assigned: list[tuple[str, int]] = []
         self._turn = 0
+        self._focus: frozenset[int] | None = None
         self._woken = self._closed = False
         self.member_id = take_id()
         self._group.members.append(self)
@@ -205,6 +206,11 @@ class MemoryShareConsumer:
         if records:
             self._listener.on_fetch(len(records), sum(len(r.value or b"") for r in records), 0.0)
         return records
+
+    def focus(self, partitions: Collection[int] | None) -> None:
+        """Acquire from these partitions only, or from all again; see `ShareConsumer.focus`."""
+        with self._log.changed:
+            self._focus = None if partitions is None else frozenset(partitions)
 
     def acknowledge(self, record: Record, kind: AckType = AckType.ACCEPT) -> None:
         """Settle or renew at once. Raises LeaseLostError when this very record is not held, ClosedError."""
@@ -318,6 +324,8 @@ class MemoryShareConsumer:
         again: list[OffsetRange] = []
         for index in range(len(places)):
             topic, partition = places[(self._turn + index) % len(places)]
+            if self._focus is not None and partition not in self._focus:
+                continue
             state = self._group.state(topic, partition)
             end = self._log.end(topic, partition)
             for offset, count in state.acquire(self.member_id, limit - len(records), end, self._clock()):
