@@ -7,6 +7,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from schemas import codec, dead
+from schemas.control import ACTIONS
 from schemas.delays import WHEELS
 from schemas.event import EventType
 from schemas.export import MESSAGES
@@ -68,7 +69,7 @@ def _identity(topic: str, names: Names) -> str:
 def _carried(topic: str, names: Names) -> list[str]:
     """The names of the messages that a topic carries."""
     carried = {names.events: [f"event-{name}" for name in EventType], names.letters: ["fate"]}
-    carried |= {names.control: ["cancel", "breaker", "drain", "presence"], names.recurring: ["recurring", "fired"]}
+    carried |= {names.control: [*ACTIONS], names.recurring: ["recurring", "fired"]}
     carried |= {names.retry(delay): ["delayed"] for delay in WHEELS}
     carried |= {names.dead(kind): ["deadletter"] for kind in (*PARAMS, UNKNOWN)}
     return carried[topic] if topic in carried else [f"request-{names.parse_jobs(topic)[0]}"]
@@ -113,7 +114,7 @@ def _operations(names: Names) -> dict[str, Any]:
         found[f"move-{delay}"] = _operation("receive", names.retry(delay), told, names) | {"bindings": group}
     found["recur"] = _operation("receive", names.recurring, "The mover submits recurring jobs.", names)
     found["obey"] = _operation(
-        "receive", names.control, "Cancellations, breakers and drains, read by every worker.", names
+        "receive", names.control, "Cancellations, breakers, drains and quotas, read by every worker.", names
     )
     found["present"] = _operation("send", names.control, "Every worker says now and then that it is there.", names)
     return found
@@ -166,6 +167,8 @@ def _messages() -> dict[str, Any]:
     found["drain"] = _message("A worker shall end its work.", anything, drain, key="drain:WORKER")
     here = {"$ref": "#/components/schemas/Presence"}
     found["presence"] = _message("A worker is there.", anything, here, key="worker:WORKER")
+    tenant = {"$ref": "#/components/schemas/Tenant"}
+    found["tenant"] = _message("A tenant's weight and quota.", anything, tenant, key="tenant:NAME")
     return found
 
 

@@ -6,10 +6,12 @@
 | breaker | `breaker:DEPENDENCY` | what the fleet thinks of a dependency |
 | drain | `drain:WORKER` | a worker shall take no more jobs, finish or hand back what it has, and end |
 | presence | `worker:WORKER` | a worker is there: what it serves, how busy it is; a tombstone when it ends |
+| tenant | `tenant:NAME` | a tenant's weight and quota; a tombstone takes both back |
 """
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -71,6 +73,8 @@ PRESENCE_S = 10.0
 """Seconds from one word of a living worker to its next."""
 SILENT_S = 35.0
 """Seconds without a word after which a worker is silent: three were missed."""
+TENANT = "tenant:"
+"""What the keys of tenants begin with."""
 NAMED = 32
 """Running jobs that a presence names; the others are only counted."""
 
@@ -108,8 +112,43 @@ class Presence(Open):
         return tuple(jobs)[:NAMED] if isinstance(jobs, list | tuple) else jobs
 
 
-Control = Cancel | Breaker | Drain | Presence
-ACTIONS: dict[str, type[Control]] = {"cancel": Cancel, "breaker": Breaker, "drain": Drain, "presence": Presence}
+class Tenant(Open):
+    """A tenant's share and quota. The record's key is `tenant:NAME`; a tombstone takes both back.
+
+    What is over the quota is postponed: it waits, spends no attempt, and is never buried for that.
+    """
+
+    schema_version: int = 1
+    action: Literal["tenant"] = "tenant"
+    tenant: str = Field(min_length=1, max_length=128)
+    weight: float = Field(default=1.0, ge=0.001, le=1_000, description="its part of a lane beside other tenants'")
+    in_flight: int | None = Field(default=None, ge=1, le=10_000, description="jobs that may run at once, in the fleet")
+    rate: float | None = Field(default=None, ge=1e-5, le=1e6, description="jobs that may start a second, in the fleet")
+    burst: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="jobs that may start at once after a pause; default: a second's"
+    )
+    time: AwareDatetime
+    who: str = ""
+
+    @property
+    def limited(self) -> bool:
+        """Whether it has a quota, not only a weight."""
+        return self.in_flight is not None or self.rate is not None
+
+    @property
+    def depth(self) -> int:
+        """Jobs that may start at once after a pause."""
+        return self.burst or max(1, math.ceil(self.rate or 0.0))
+
+
+Control = Cancel | Breaker | Drain | Presence | Tenant
+ACTIONS: dict[str, type[Control]] = {
+    "cancel": Cancel,
+    "breaker": Breaker,
+    "drain": Drain,
+    "presence": Presence,
+    "tenant": Tenant,
+}
 
 
 def key(message: Control) -> str:
@@ -118,6 +157,8 @@ def key(message: Control) -> str:
         return f"breaker:{message.dependency}"
     if isinstance(message, Drain):
         return f"drain:{message.worker}"
+    if isinstance(message, Tenant):
+        return f"{TENANT}{message.tenant}"
     return f"worker:{message.worker}" if isinstance(message, Presence) else message.job
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from schemas.artifact import Artifact, Manifest
 from schemas.claim import Claim
-from schemas.control import Breaker, Cancel, Drain, Presence
+from schemas.control import Breaker, Cancel, Drain, Presence, Tenant
 from schemas.dead import DeadLetter, Fate
 from schemas.errors import NotFoundError
 from schemas.event import Event
@@ -38,6 +38,7 @@ MESSAGES: dict[str, type[BaseModel]] = {
     "breaker": Breaker,
     "drain": Drain,
     "presence": Presence,
+    "tenant": Tenant,
     "recurring": Recurring,
     "fired": Fired,
     "claim": Claim,

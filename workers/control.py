@@ -1,16 +1,16 @@
-"""The control topic, which every worker follows from its beginning: which jobs must not run, what is away, who goes."""
+"""The control topic, which every worker follows from its start: which jobs must not run, what is away, who may what."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 import structlog
 
 from schemas import control
-from schemas.control import Breaker, Cancel, Drain
+from schemas.control import TENANT, Breaker, Cancel, Drain, Tenant
 from schemas.errors import TapeError
 from wire.follow import KafkaFollower
 from wire.settings import Settings
@@ -51,7 +51,7 @@ def follow_control(settings: Settings, topic: str) -> Reader:
 
 
 class Controls:
-    """The cancelled jobs, kept up to date by a thread that reads the control topic.
+    """The cancelled jobs and the tenants, kept up to date by a thread that reads the control topic.
 
     A job cancelled while it runs is noticed by its slot, which asks `reason` now and then. The newest hundred thousand
     are remembered: older ones have long met their job, or never will.
@@ -65,6 +65,8 @@ class Controls:
         drain: Callable[[Drain], None] = lambda _: None,
     ) -> None:
         self._reasons: OrderedDict[str, str] = OrderedDict()
+        self.tenants: Mapping[str, Tenant] = {}
+        """The newest word on each tenant; never changed, only replaced."""
         self._breaker, self._drain = breaker, drain
         self._stop = threading.Event()
         self._read = read
@@ -77,9 +79,14 @@ class Controls:
         return self._reasons.get(job)
 
     def apply(self, record: ControlRecord) -> None:
-        """Take in one record; a tombstone takes a cancellation back, and an unreadable one says nothing."""
+        """Take in one record; a tombstone takes its key's word back, and an unreadable one says nothing."""
         if record.value is None:
-            self._reasons.pop((record.key or b"").decode("utf-8", "replace"), None)
+            name = (record.key or b"").decode("utf-8", "replace")
+            self._reasons.pop(name, None)
+            if name.startswith(TENANT):
+                self.tenants = {
+                    tenant: said for tenant, said in self.tenants.items() if tenant != name.removeprefix(TENANT)
+                }
             return
         try:
             message = control.read(record.value)
@@ -94,6 +101,8 @@ class Controls:
             self._breaker(message)
         elif isinstance(message, Drain):
             self._drain(message)
+        elif isinstance(message, Tenant):
+            self.tenants = {**self.tenants, message.tenant: message}
 
     def close(self) -> None:
         """End the thread."""
