@@ -22,10 +22,8 @@ from wire.follow.port import Received
 from wire.kafka import Link, connection, mapped
 from wire.settings import Settings
 from wire.transact.owners import committed, fence
-from wire.transact.port import Member
+from wire.transact.port import Member, Place
 from wire.transport import EagerManager
-
-Place = tuple[str, int]
 
 EVERYTHING = 1 << 30
 """What is left over from a poll when its partition is held never comes again (kafka-python 3.0.12 keeps it aside and
@@ -35,8 +33,8 @@ REJOIN_MS = 20_000
 """How long the group waits for a member that does not come back when partitions are shared out anew."""
 
 
-class Intake:
-    """Reads the partitions that the group gives it; for one thread.
+class KafkaIntake:
+    """An `Intake` on Kafka: reads the partitions that the group gives it; for one thread.
 
     `name` is the transactional id of its owner's transactions. `session_s` is how long a member may be silent until
     its partitions are given to others.
@@ -85,11 +83,7 @@ class Intake:
         self._consumer.subscribe(topics=list(topics), listener=self._listener)
 
     def poll(self, timeout_s: float) -> tuple[list[Received], set[Place], set[Place]]:
-        """Return what was fetched, and the partitions that were lost and gained before that.
-
-        Records are in order within a partition; waits up to `timeout_s` for the first. What was lost and gained again
-        is in both, and begins anew.
-        """
+        """Return what was fetched, and the partitions that were lost and gained before that; see `Intake.poll`."""
         with self._mapped():
             found = self._consumer.poll(timeout_ms=max(0, round(timeout_s * 1000)), max_records=EVERYTHING)
         lost, gained = self._listener.take()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from schemas.errors import ConflictError, UnavailableError
+from wire.follow.port import Received
 from wire.publish.port import Headers
 
-NOTHING: Mapping[tuple[str, int], int] = MappingProxyType({})
+Place = tuple[str, int]
+"""A topic and one of its partitions."""
+NOTHING: Mapping[Place, int] = MappingProxyType({})
 
 
 class Outgoing(NamedTuple):
@@ -46,7 +49,7 @@ class Transactor(Protocol):
     def commit(
         self,
         records: Sequence[Outgoing],
-        offsets: Mapping[tuple[str, int], int] = NOTHING,
+        offsets: Mapping[Place, int] = NOTHING,
         *,
         group: Member | None = None,
     ) -> None:
@@ -62,6 +65,51 @@ class Transactor(Protocol):
 
     def close(self) -> None:
         """Let go of everything; may be called twice."""
+        ...
+
+
+class Intake(Protocol):
+    """A member of a classic group that reads what its owner's transactions move; for one thread.
+
+    It commits nothing itself. Whatever it gains is fenced first: the name that is noted beside the offsets of a
+    partition is opened and closed once, so that nobody else can still commit what is about to be moved. Its methods
+    raise `AuthError` and `UnavailableError` (TAPE-5001).
+    """
+
+    def poll(self, timeout_s: float) -> tuple[list[Received], set[Place], set[Place]]:
+        """Return what was fetched, and the partitions that were lost and gained before that.
+
+        Records are in order within a partition; waits up to `timeout_s` for the first. What was lost and gained again
+        is in both, and begins anew.
+        """
+        ...
+
+    def owned(self) -> set[Place]:
+        """Return the partitions of this member."""
+        ...
+
+    def position(self, place: Place) -> int:
+        """Return the offset from which its records have not been returned yet."""
+        ...
+
+    def seek(self, place: Place, offset: int) -> None:
+        """Go on from an offset."""
+        ...
+
+    def rewind(self, places: Collection[Place]) -> None:
+        """Go on from what the group has committed, or from the start."""
+        ...
+
+    def hold(self, places: Collection[Place]) -> None:
+        """Fetch nothing from these partitions, and from all the others again."""
+        ...
+
+    def member(self, note: str) -> Member:
+        """Return who this is to the group at this moment."""
+        ...
+
+    def close(self) -> None:
+        """Leave the group; may be called twice, and never fails."""
         ...
 
 

@@ -1,6 +1,6 @@
 """The mover: reads the delay topics in order, and moves what is due in transactions. Any number of them may run.
 
-Two hops to the main loop: `Mover.run` → `_turn`. A transaction holds the records in their next topics and the group's
+Two hops to the main loop: `Mover.run` → `turn`. A transaction holds the records in their next topics and the group's
 offsets in the delay topics, so a mover that dies has moved a batch or has not. Which mover read a partition last is
 noted beside its offsets; whoever takes the partition over fences that one first (`wire.transact.owners`), which makes
 it open its name again.
@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
@@ -24,7 +25,7 @@ from schemas.topics import Names
 from wire.follow import KafkaFollower
 from wire.follow.port import Received
 from wire.settings import Settings
-from wire.transact import Intake, KafkaTransactor, Outgoing, Transactor
+from wire.transact import Intake, KafkaIntake, KafkaTransactor, Outgoing, Transactor
 from workers.again import pause
 from workers.delay.calendar import Calendar
 from workers.delay.heads import Heads, Place
@@ -41,6 +42,26 @@ OPEN_S = 15.0
 """How long the broker lets a transaction of a mover that nobody took over stay open; readers wait as long."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """A mover's ways to the outside: a transactor of a name, a member of a group for topics and a name, and a topic
+    read from its start; and the clock (seconds) by which it paces itself."""
+
+    transactor: Callable[[str], Transactor]
+    intake: Callable[[str, Sequence[str], str], Intake]
+    read: Callable[[str], Iterable[list[Received]]]
+    monotonic: Callable[[], float] = time.monotonic
+
+
+def kafka(settings: Settings) -> Ports:
+    """Return the ways to a cluster."""
+    return Ports(
+        lambda name: KafkaTransactor(settings, name, timeout_s=COMMIT_S, transaction_s=OPEN_S),
+        lambda group, topics, name: KafkaIntake(settings, group, topics, name=name),
+        lambda topic: KafkaFollower(settings, name="tape-recurring").read(topic),
+    )
+
+
 class Mover:
     """Moves delayed records and fires recurring jobs until it is stopped, in a thread of its own or in the caller's.
 
@@ -55,8 +76,9 @@ class Mover:
         name: str | None = None,
         clock: Callable[[], float] = time.time,
         on_trouble: Callable[[TapeError], None] | None = None,
+        ports: Ports | None = None,
     ) -> None:
-        self._settings, self._clock = settings, clock
+        self._ports, self._clock = ports or kafka(settings), clock
         self._on_trouble = on_trouble or (lambda error: None)
         self._names = Names(settings.prefix)
         self._delays = {self._names.retry(delay): delay for delay in WHEELS}
@@ -94,29 +116,36 @@ class Mover:
         while not self._stopped.is_set():
             done = self.moved + self.fired
             try:
-                self._serve()
+                self.open()
+                try:
+                    while not self._stopped.is_set():
+                        self.turn()
+                finally:
+                    self.close()
             except TapeError as error:
                 tries = 1 if self.moved + self.fired > done else tries + 1
                 _LOG.error("mover in trouble", mover=self.name, error=str(error))
                 self._on_trouble(error)
                 self._stopped.wait(pause(tries, random.random()))  # noqa: S311 - spreads load, guards nothing
 
-    def _serve(self) -> None:
-        topics = [*self._delays, self._names.recurring]
-        self._transactor = KafkaTransactor(self._settings, self.name, timeout_s=COMMIT_S, transaction_s=OPEN_S)
+    def open(self) -> None:
+        """Take its name and a place in the group. Raises `AuthError`, `UnavailableError`."""
+        self._transactor = self._ports.transactor(self.name)
         try:
-            self._intake = Intake(self._settings, self._names.mover, topics, name=self.name)
-            try:
-                while not self._stopped.is_set():
-                    self._turn()
-            finally:
-                self.ready.clear()
-                self._let_go(self._intake.owned())
-                self._intake.close()
-        finally:
+            self._intake = self._ports.intake(self._names.mover, [*self._delays, self._names.recurring], self.name)
+        except BaseException:
             self._transactor.close()
+            raise
 
-    def _turn(self) -> None:
+    def close(self) -> None:
+        """Leave the group, and forget what was read in it."""
+        self._let_go(self._intake.owned())
+        self.ready.clear()
+        self._intake.close()
+        self._transactor.close()
+
+    def turn(self) -> None:
+        """Read, move what is due, fire what recurs. Raises `AuthError`, `UnavailableError`; then close and open."""
         records, lost, gained = self._intake.poll(self._wait())
         self._let_go(lost)
         self._heads.add(record for record in records if record.topic in self._delays)
@@ -135,7 +164,7 @@ class Mover:
         found = [IDLE_S]
         head = self._heads.wait(_ms(now))
         if head is not None:
-            found.append(max(head, self._next_move - time.monotonic()))
+            found.append(max(head, self._next_move - self._ports.monotonic()))
         firing = self._calendar.wait(_moment(now))
         if firing is not None:
             found.append(firing)
@@ -167,7 +196,7 @@ class Mover:
     def _read_calendar(self, place: Place) -> None:
         """Read what recurs from the start: whoever fired before us was fenced, so this is all of it."""
         last = -1
-        for batch in KafkaFollower(self._settings, name="tape-recurring").read(place[0]):
+        for batch in self._ports.read(place[0]):
             mine = [record for record in batch if record.partition == place[1]]
             self._calendar.read(mine)
             last = max([last, *(record.offset for record in mine)])
@@ -178,12 +207,12 @@ class Mover:
         return self._intake.position(place) if first is None else first
 
     def _move(self) -> None:
-        if time.monotonic() < self._next_move:
+        if self._ports.monotonic() < self._next_move:
             return
         due = self._heads.due(_ms(self._clock()), BATCH, BATCH_BYTES)
         if due:
             self._pass_on(due)
-            self._next_move = time.monotonic() + BEAT_S
+            self._next_move = self._ports.monotonic() + BEAT_S
 
     def _pass_on(self, due: Sequence[Received]) -> None:
         try:
@@ -244,7 +273,7 @@ class Mover:
         if error.code != "TAPE-3006":
             return  # nothing was written, and the group is about to tell what is ours
         self._transactor.close()
-        self._transactor = KafkaTransactor(self._settings, self.name, timeout_s=COMMIT_S, transaction_s=OPEN_S)
+        self._transactor = self._ports.transactor(self.name)
         mine = self._intake.owned()
         self._let_go(mine)
         self._unsigned |= mine
