@@ -61,12 +61,12 @@ class Batch:
         return self.records[0].born
 
 
-def builder(identity: Identity, sequence: int, limit: int) -> DefaultRecordBatchBuilder:
+def builder(identity: Identity, sequence: int, limit: int, *, transactional: bool = False) -> DefaultRecordBatchBuilder:
     """Return an empty batch of at most `limit` bytes (one record always fits), numbered from `sequence`."""
     return DefaultRecordBatchBuilder(
         magic=2,
         compression_type=0,
-        is_transactional=False,
+        is_transactional=transactional,
         producer_id=identity.id,
         producer_epoch=identity.epoch,
         base_sequence=sequence,

@@ -39,26 +39,13 @@ class MemoryPublisher:
             if self._closed:
                 raise closed()
             try:
-                place = self._log.append(topic, key, value, list(headers), self._place(topic, key, value, partition))
+                where = destination(self._log, self._limits, topic, key=key, value=value, partition=partition)
+                place = self._log.append(topic, key, value, list(headers), where)
             except TapeError as error:
                 fail(future, error)
                 return future
         succeed(future, Sent(topic, *place))
         return future
-
-    def _place(self, topic: str, key: bytes | None, value: bytes | None, partition: int | None) -> int | None:
-        count = self._log.partitions(topic)
-        if not count:
-            raise NotFoundError("the topic does not exist", code="TAPE-2004", topic=topic)
-        limit = self._limits.get(topic, DEFAULT_LIMIT)
-        size = len(key or b"") + len(value or b"")
-        if size > limit:
-            raise too_large(topic, size, limit)
-        if partition is not None:
-            if not 0 <= partition < count:
-                raise no_partition(topic, partition, count)
-            return partition
-        return None if key is None else partition_for(key, count)
 
     def flush(self, timeout: float | None = None) -> None:
         """Do nothing: everything is confirmed already."""
@@ -67,3 +54,25 @@ class MemoryPublisher:
         """Take no more records."""
         with self._lock:
             self._closed = True
+
+
+def destination(
+    log: MemoryLog, limits: Mapping[str, int], topic: str, *, key: bytes | None, value: bytes | None,
+    partition: int | None,
+) -> int | None:  # fmt: skip
+    """Return the partition that a record goes to; none: each in turn.
+
+    Raises `NotFoundError` (TAPE-2004), `InvalidError`: TAPE-1006 too large, TAPE-1002 no such partition.
+    """
+    count = log.partitions(topic)
+    if not count:
+        raise NotFoundError("the topic does not exist", code="TAPE-2004", topic=topic)
+    limit = limits.get(topic, DEFAULT_LIMIT)
+    size = len(key or b"") + len(value or b"")
+    if size > limit:
+        raise too_large(topic, size, limit)
+    if partition is not None:
+        if not 0 <= partition < count:
+            raise no_partition(topic, partition, count)
+        return partition
+    return None if key is None else partition_for(key, count)

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from kafka import errors as kafka_errors
 from kafka.protocol.producer import ProduceRequest
 from kafka.structs import TopicPartition
 
 from wire.kafka import Link
 from wire.partition import partition_for
-from wire.publish.lane import SEQUENCES, Identity
+from wire.publish.lane import SEQUENCES, Identity, builder
 from wire.publish.port import no_partition, too_large
 from wire.publish.route import BATCH_BYTES, open_route
 from wire.transact.port import Outgoing
@@ -86,32 +85,20 @@ class Builder:
         made: list[Batch] = []
         first = 0
         while first < len(records):
-            builder = _empty(identity, sequence, min(BATCH_BYTES, limit))
+            space = builder(identity, sequence, min(BATCH_BYTES, limit), transactional=True)
             count = 0
             for record in records[first:]:
                 moment = now_ms if record.timestamp_ms is None else record.timestamp_ms
-                if builder.append(count, moment, record.key, record.value, list(record.headers)) is None:
+                if space.append(count, moment, record.key, record.value, list(record.headers)) is None:
                     break
                 count += 1
-            data = bytes(builder.build())
+            data = bytes(space.build())
             if len(data) > limit:  # only a batch of one record can be: the first always fits
                 raise too_large(place[0], len(data), limit)
             made.append(Batch(place, len(made), count, data))
             first += count
             sequence = (sequence + count) % SEQUENCES
         return made
-
-
-def _empty(identity: Identity, sequence: int, limit: int) -> DefaultRecordBatchBuilder:
-    return DefaultRecordBatchBuilder(
-        magic=2,
-        compression_type=0,
-        is_transactional=True,
-        producer_id=identity.id,
-        producer_epoch=identity.epoch,
-        base_sequence=sequence,
-        batch_size=limit,
-    )
 
 
 async def produce(

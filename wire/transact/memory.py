@@ -9,11 +9,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import count
 from weakref import WeakKeyDictionary
 
-from schemas.errors import NotFoundError
 from wire.follow.port import Received
-from wire.partition import partition_for
-from wire.publish.memory import DEFAULT_LIMIT
-from wire.publish.port import no_partition, too_large
+from wire.publish.memory import destination
 from wire.share.memory import MemoryLog
 from wire.transact.port import NOTHING, Member, Outgoing, Place, fenced, moved_on, shut
 
@@ -109,7 +106,10 @@ class MemoryTransactor:
                 raise shut()
             if self._ledger.holders.get(self._name) is not self:
                 raise fenced(self._name)
-            places = [self._place(record) for record in records]
+            places = [
+                destination(self._log, self._limits, one.topic, key=one.key, value=one.value, partition=one.partition)
+                for one in records
+            ]
             if offsets and group is not None:
                 self._check(group)
             for record, partition in zip(records, places, strict=True):
@@ -125,20 +125,6 @@ class MemoryTransactor:
     def _check(self, group: Member) -> None:
         if not self._ledger.groups[group.group].knows(group):
             raise moved_on(group.group)
-
-    def _place(self, record: Outgoing) -> int | None:
-        count = self._log.partitions(record.topic)
-        if not count:
-            raise NotFoundError("the topic does not exist", code="TAPE-2004", topic=record.topic)
-        limit = self._limits.get(record.topic, DEFAULT_LIMIT)
-        size = len(record.key or b"") + len(record.value or b"")
-        if size > limit:
-            raise too_large(record.topic, size, limit)
-        if record.partition is not None:
-            if not 0 <= record.partition < count:
-                raise no_partition(record.topic, record.partition, count)
-            return record.partition
-        return None if record.key is None else partition_for(record.key, count)
 
 
 class MemoryIntake:
