@@ -31,6 +31,7 @@ from wire import telemetry
 from wire.blobs import open_store
 from wire.settings import Settings
 from workers.context import Context
+from workers.guard import Guarded, Guards
 from workers.kinds import Kind, load
 from workers.runner import call
 
@@ -46,6 +47,9 @@ class Child:
         self._jobs: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._cancelled = threading.Event()
         self._sending = threading.Lock()
+        self._guards = Guards()
+        self._store = Guarded(self._guards.of("store"), lambda: open_store(settings), told=self._tell)
+        self._well: set[str] = set()
         self._kinds: dict[str, Kind] = {}
         for name in kinds:
             with suppress(TapeError):  # its job will meet the error, and tell
@@ -75,7 +79,16 @@ class Child:
         with self._sending:
             self._connection.send_bytes(json.dumps(message).encode())
 
+    def _tell(self, dependency: str, error: TapeError | None) -> None:
+        """Tell the worker what a call came to; that a dependency answers, only where that is news in this job."""
+        if error is None and dependency in self._well:
+            return
+        (self._well.add if error is None else self._well.discard)(dependency)
+        failure = Failure.of(error).model_dump(mode="json") if error else None
+        self._send({"type": "call", "dependency": dependency, "failure": failure})
+
     def _run(self, message: dict[str, Any]) -> Verdict:
+        self._well.clear()
         tracer = trace.get_tracer("tickertape.slot")
         try:
             kind = self._kinds.get(message["kind"]) or load([message["kind"]])[message["kind"]]
@@ -96,11 +109,13 @@ class Child:
                 tenant=message["tenant"],
                 cache=self._settings.cache,
                 scratch=Path(message["scratch"]),
-                open_store=lambda: open_store(self._settings),
+                open_store=lambda: self._store,
                 report=lambda data: self._send({"type": "progress", "progress": data}),
                 stopped=self._cancelled.is_set,
                 deadline=time.monotonic() + message["timeout_s"] if message["timeout_s"] else None,
                 labels=message["labels"],
+                guards=self._guards,
+                told=self._tell,
             )
             verdict = call(kind, context, params)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

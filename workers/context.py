@@ -1,4 +1,16 @@
-"""What a handler sees of the world: its job, the store, a scratch folder, progress and cancellation."""
+"""What a handler sees of the world: its job, the store, a scratch folder, progress, cancellation, and dependencies.
+
+A judge, a feed, any service over the network is called through the context, by the name that the kind declares:
+
+    @kind("verdict", params=Verdicts, needs=("judge",))
+    def verdict(context: Context, params: Verdicts) -> Verdict:
+        def ask() -> dict[str, Any]:
+            answer = requests.post(URL, json=question, timeout=30)
+            answer.raise_for_status()
+            return answer.json()
+
+        reply = context.call("judge", ask)
+"""
 
 from __future__ import annotations
 
@@ -6,12 +18,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from schemas.artifact import Artifact
 from schemas.errors import JobError
 from wire.blobs import Blobs
 from wire.blobs.manifest import publish
+from workers.guard import Guards, Told, nobody
+
+T = TypeVar("T")
 
 
 class CancelledByRequest(Exception):  # noqa: N818 - not an error: the way out of a handler that was asked to stop
@@ -34,6 +49,8 @@ class Context:
     stopped: Callable[[], bool]
     deadline: float | None = None
     labels: dict[str, str] = field(default_factory=dict)
+    guards: Guards = field(default_factory=Guards)
+    told: Told = nobody
     _store: Blobs | None = None
 
     @property
@@ -58,6 +75,23 @@ class Context:
             raise CancelledByRequest
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise JobError("the attempt ran past its timeout", code="TAPE-7001")
+
+    def call(self, dependency: str, what: Callable[[], T]) -> T:
+        """Call something outside by `what`, behind the breaker of `dependency`; name it in the kind's `needs` too.
+
+        `what` raises where the call failed (`raise_for_status`, whatever the HTTP library), and has a timeout of its
+        own. Busy and lost calls are repeated for half a minute at most, as `Retry-After` asks. What fails then is
+        an error of the class `dependency`: let it pass, and the job waits for its dependency without an attempt spent.
+        Raises like `check` when the job is to stop meanwhile.
+        """
+        try:
+            return self.guards.of(dependency).patiently(what, stopped=self._over, told=self.told)
+        except Exception:
+            self.check()
+            raise
+
+    def _over(self) -> bool:
+        return self.stopped() or (self.deadline is not None and time.monotonic() > self.deadline)
 
     def keep(self, name: str, directory: Path, **metadata: Any) -> Artifact:
         """Store a folder as an artifact of this job: its files by hash, the manifest last."""

@@ -1,40 +1,51 @@
-"""Breakers around single calls: pybreaker, one state per dependency and process, shared by all its threads.
+"""Breakers around single calls: pybreaker, one object a dependency and process, shared by all its threads.
 
 How it stands to `workers.breaker`: that one is the fleet's, counts jobs and decides which jobs are taken; it lives in
 the worker's own process. This one counts calls, in whatever process makes them (a job's child too), and spares a
 caller the wait for a dependency that has just failed several times: the call is refused with TAPE-5010, of the class
-`dependency`, so the job is postponed. Its verdicts reach the fleet as those of jobs do, by `told` or by the failure.
+`dependency`, so the job is postponed. What calls came to reaches the fleet's breaker by `told`, while the job runs.
 
-pybreaker holds a lock while the call runs, so threads that shared one of its objects would wait for each other: each
-thread has its own, on one storage. It also measures by the wall clock; the storage gives it times that fit the
-monotonic one, and lets only one thread try at a time.
+pybreaker holds its lock while a function runs, but not while a `with` block does: threads never wait for each other's
+calls. It measures by the wall clock, which may jump; its storage is given times that fit the monotonic one.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pybreaker
-from pybreaker import STATE_CLOSED, STATE_HALF_OPEN, STATE_OPEN
+import tenacity
 
 from schemas.errors import FailureClass, TapeError, UnavailableError
+from wire.blobs import Blob, Blobs, Reader, Source
 from workers.failures import classify
 
 T = TypeVar("T")
+Told = Callable[[str, TapeError | None], None]
+"""Hears of a call that was made: the dependency, and the failure if it was to blame; None: it answered."""
 FAILURES = 5
-RESET_S = 10.0
+RESET_S = 2.0
+"""Shorter than the fleet's first pause: its probe must not be refused by what it comes to try."""
+TRIES, PATIENCE_S = 4, 30.0
+AGAIN = frozenset({"TAPE-5002", "TAPE-5007", "TAPE-5008"})
+"""Codes of what may be over in a moment; credentials and an open breaker are not."""
+LOOK_S = 0.2
+_enough = tenacity.stop_after_attempt(TRIES) | tenacity.stop_before_delay(PATIENCE_S)
+_backoff = tenacity.wait_random_exponential(multiplier=0.5, max=8.0)
+
+
+def nobody(_dependency: str, _error: TapeError | None) -> None:
+    """Tell nobody."""
 
 
 class Guard:
-    """Guards the calls to one dependency; thread-safe.
-
-    `told` hears of every call that ran: the failure if the dependency was to blame, else None. What else a call
-    raises (not found, conflict, a defect) shows that the dependency answers.
-    """
+    """Guards the calls to one dependency; thread-safe. What a call raises that does not blame it shows it answers."""
 
     def __init__(
         self,
@@ -42,139 +53,184 @@ class Guard:
         *,
         failures: int = FAILURES,
         reset_s: float = RESET_S,
-        told: Callable[[TapeError | None], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._dependency, self._failures, self._reset_s = dependency, failures, reset_s
-        self._listeners = [_Listener(told)] if told else []
-        self._storage = Storage(reset_s, clock)
-        self._local = threading.local()
+        self.dependency, self._failures, self._sleep = dependency, failures, sleep
+        self._storage = _Storage(reset_s, clock)
+        self._breaker = pybreaker.CircuitBreaker(
+            fail_max=failures, reset_timeout=reset_s, exclude=[lambda error: not self._blamed(error)],
+            state_storage=self._storage, name=dependency, throw_new_error_on_trip=False,
+        )  # fmt: skip
 
-    def call(self, what: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    def call(self, what: Callable[[], T], *, told: Told = nobody) -> T:
         """Call `what` and return its result.
 
-        Raises what it raises, or `UnavailableError` (TAPE-5010) without calling it while the breaker is open.
+        Raises what it raises, where the dependency is to blame as an error of ours that names it; `UnavailableError`
+        (TAPE-5010) without a call while the breaker is open.
         """
         try:
-            return self._mine().call(what, *args, **kwargs)
+            with self._breaker.calling():
+                result = what()
         except pybreaker.CircuitBreakerError as error:
             raise UnavailableError(
-                f"{self._dependency} has failed {self._failures} times in a row",
-                code="TAPE-5010", dependency=self._dependency, retry_after=round(self._storage.left_s, 3),
+                f"{self.dependency} has failed {self._failures} times in a row",
+                code="TAPE-5010", dependency=self.dependency, retry_after=round(self._storage.left_s, 3),
             ) from error  # fmt: skip
+        except Exception as error:
+            if not self._blamed(error):
+                told(self.dependency, None)
+                raise
+            failure = classify(error)
+            failure.place["dependency"] = self.dependency
+            told(self.dependency, failure)
+            if failure is error:
+                raise
+            raise failure from error
+        told(self.dependency, None)
+        return result
+
+    def patiently(self, what: Callable[[], T], *, stopped: Callable[[], bool], told: Told = nobody) -> T:
+        """Call `what`, again a few times where the dependency is busy or lost the call; a `Retry-After` is obeyed.
+
+        Not for longer than `PATIENCE_S`, and not once `stopped` holds; the last error is the caller's. To the breaker
+        it is one call.
+        """
+        failed: list[Exception] = []
+
+        def once() -> T:
+            if failed and stopped():
+                raise failed[-1]
+            try:
+                return what()
+            except Exception as error:
+                failed.append(error)
+                raise
+
+        trying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(lambda error: classify(error).code in AGAIN),
+            stop=lambda state: stopped() or _enough(state),
+            wait=_wait,
+            sleep=lambda seconds: self._pause(seconds, stopped),
+            reraise=True,
+        )
+        return self.call(lambda: trying(once), told=told)
 
     @property
     def state(self) -> str:
-        """`closed`, `open` or `half-open`, as the calling thread would meet it."""
-        return self._storage.state
+        """`closed`, `open` or `half-open`."""
+        return self._breaker.current_state
 
-    def _mine(self) -> pybreaker.CircuitBreaker:
-        found = getattr(self._local, "breaker", None)
-        if isinstance(found, pybreaker.CircuitBreaker):
-            return found
-        made = self._local.breaker = pybreaker.CircuitBreaker(
-            fail_max=self._failures,
-            reset_timeout=self._reset_s,
-            exclude=[_answered],
-            listeners=self._listeners,
-            state_storage=self._storage,
-            name=self._dependency,
-            throw_new_error_on_trip=False,
+    def _blamed(self, error: BaseException) -> bool:
+        told = classify(error)
+        return told.failure is FailureClass.DEPENDENCY and told.place.get("dependency") in (None, self.dependency)
+
+    def _pause(self, seconds: float, stopped: Callable[[], bool]) -> None:
+        while seconds > 0 and not stopped():
+            self._sleep(min(seconds, LOOK_S))
+            seconds -= LOOK_S
+
+
+class Guards:
+    """The guards of one process, each made when it is first asked for. Thread-safe; takes what `Guard` takes."""
+
+    def __init__(self, **options: Any) -> None:
+        self._options = options
+        self._guards: dict[str, Guard] = {}
+
+    def of(self, dependency: str) -> Guard:
+        """Return the guard of a dependency."""
+        found = self._guards.get(dependency)
+        return found or self._guards.setdefault(dependency, Guard(dependency, **self._options))
+
+
+class Guarded(Blobs):
+    """A store behind its guard, opened by the first call. Listing is lazy, and goes past the guard."""
+
+    def __init__(self, guard: Guard, open_store: Callable[[], Blobs], *, told: Told = nobody) -> None:
+        self._guard, self._open, self._told = guard, open_store, told
+        self._opening = threading.Lock()
+        self._store: Blobs | None = None
+
+    @property
+    def store(self) -> Blobs:
+        """The store itself. Raises what opening it raises."""
+        if self._store is None:
+            with self._opening:
+                self._store = self._store or self._open()
+        return self._store
+
+    @property
+    def atomic_create(self) -> bool:
+        return self._call(lambda store: store.atomic_create)
+
+    def put(
+        self,
+        name: str,
+        source: Source,
+        *,
+        sha256: str | None = None,
+        content_type: str | None = None,
+        expect: str | None = None,
+    ) -> Blob:
+        return self._call(
+            lambda store: store.put(name, source, sha256=sha256, content_type=content_type, expect=expect)
         )
-        return made
+
+    def get(self, name: str, *, sha256: str | None = None) -> Reader:
+        return self._call(lambda store: store.get(name, sha256=sha256))
+
+    def stat(self, name: str) -> Blob:
+        return self._call(lambda store: store.stat(name))
+
+    def list(self, prefix: str = "") -> Iterator[Blob]:
+        return self.store.list(prefix)
+
+    def delete(self, name: str) -> None:
+        self._call(lambda store: store.delete(name))
+
+    def link(self, name: str, expires_s: int = 3600) -> str:
+        return self._call(lambda store: store.link(name, expires_s))
+
+    def read(self, name: str, *, sha256: str | None = None) -> bytes:
+        return self._call(lambda store: store.read(name, sha256=sha256))
+
+    def fetch(self, name: str, path: Path, *, sha256: str | None = None) -> Blob:
+        return self._call(lambda store: store.fetch(name, path, sha256=sha256))
+
+    def _call(self, what: Callable[[Blobs], T]) -> T:
+        return self._guard.call(lambda: what(self.store), told=self._told)
 
 
-class Storage(pybreaker.CircuitBreakerStorage):
-    """The state of one dependency's calls, for the breakers of all threads."""
+class _Storage(pybreaker.CircuitMemoryStorage):
+    """The breaker's state, with the monotonic clock."""
 
     def __init__(self, reset_s: float, clock: Callable[[], float]) -> None:
-        super().__init__("threads")
+        super().__init__(pybreaker.STATE_CLOSED)
         self._reset_s, self._clock = reset_s, clock
-        self._lock = threading.Lock()
-        self._state = STATE_CLOSED
-        self._failures = self._successes = 0
-        self._opened = self._tried = float("-inf")
-        self._trier: int | None = None
+        self._at = float("-inf")
 
     @property
-    def state(self) -> str:
-        """Return the state; half open is so only for the thread that tries."""
-        with self._lock:
-            other = self._state == STATE_HALF_OPEN and self._trier != threading.get_ident()
-            return STATE_OPEN if other else self._state
-
-    @state.setter
-    def state(self, state: str) -> None:
-        with self._lock:
-            self._state = state
-            if state != STATE_HALF_OPEN:
-                self._trier = None
-
-    @property
-    def opened_at(self) -> datetime | None:
-        """Return when it opened: so long ago as the monotonic clock says, and just now for all but one thread."""
-        with self._lock:
-            waited = self._clock() - self._opened
-            if waited >= self._reset_s:
-                # A trier that never came back must not keep the others out.
-                if self._trier in (None, threading.get_ident()) or self._clock() - self._tried >= self._reset_s:
-                    self._trier, self._tried = threading.get_ident(), self._clock()
-                else:
-                    waited = 0.0
-            return datetime.now(UTC) - timedelta(seconds=min(waited, 10 * self._reset_s + 1))
+    def opened_at(self) -> datetime:
+        """Return when it opened: so long ago as the monotonic clock says."""
+        left_s = self.left_s
+        waited_s = self._reset_s - left_s if left_s else self._reset_s + 1  # that it is over is all that counts
+        return datetime.now(UTC) - timedelta(seconds=waited_s)
 
     @opened_at.setter
-    def opened_at(self, datetime: datetime) -> None:
-        with self._lock:
-            self._opened = self._clock()
+    def opened_at(self, _: datetime) -> None:
+        self._at = self._clock()
 
     @property
     def left_s(self) -> float:
         """Seconds until a call may try again; 0 if one may now."""
-        with self._lock:
-            return max(0.0, self._opened + self._reset_s - self._clock())
-
-    @property
-    def counter(self) -> int:
-        """Failures in a row."""
-        return self._failures
-
-    def increment_counter(self) -> None:
-        """Count a failure."""
-        with self._lock:
-            self._failures += 1
-
-    def reset_counter(self) -> None:
-        """Forget the failures."""
-        with self._lock:
-            self._failures = 0
-
-    @property
-    def success_counter(self) -> int:
-        """Successes while half open."""
-        return self._successes
-
-    def increment_success_counter(self) -> None:
-        """Count a success."""
-        with self._lock:
-            self._successes += 1
-
-    def reset_success_counter(self) -> None:
-        """Forget the successes."""
-        with self._lock:
-            self._successes = 0
+        return max(0.0, self._at + self._reset_s - self._clock())
 
 
-class _Listener(pybreaker.CircuitBreakerListener):
-    def __init__(self, told: Callable[[TapeError | None], None]) -> None:
-        self._told = told
-
-    def failure(self, cb: pybreaker.CircuitBreaker, exc: BaseException) -> None:
-        self._told(classify(exc))
-
-    def success(self, cb: pybreaker.CircuitBreaker) -> None:
-        self._told(None)
-
-
-def _answered(error: BaseException) -> bool:
-    return classify(error).failure is not FailureClass.DEPENDENCY
+def _wait(state: tenacity.RetryCallState) -> float:
+    assert state.outcome is not None
+    error = state.outcome.exception()
+    assert error is not None
+    with suppress(KeyError, TypeError, ValueError):
+        return float(classify(error).place["retry_after"])
+    return _backoff(state)

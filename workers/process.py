@@ -27,11 +27,12 @@ from wire import telemetry
 from wire.settings import PREFIX, Settings
 from workers.attempt import Attempt
 from workers.failures import suspect
-from workers.runner import Scratch
+from workers.runner import Heard, Scratch, hear, unheard
 
 QUIET = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Idle OpenMP threads sleep: spinning ones make a training step many times slower beside any other load."""
 _VERDICT: TypeAdapter[Verdict] = TypeAdapter(Verdict)
+_FAILURE: TypeAdapter[Failure | None] = TypeAdapter(Failure | None)
 EXIT_S = 5.0
 """How long a child may take to end once its socket is closed."""
 LINE_BYTES = 65_536
@@ -46,10 +47,16 @@ class ChildRunner:
     """
 
     def __init__(
-        self, worker: str, settings: Settings, *, kinds: Sequence[str] = (), cancel_grace_s: float = 5.0
+        self,
+        worker: str,
+        settings: Settings,
+        *,
+        kinds: Sequence[str] = (),
+        cancel_grace_s: float = 5.0,
+        heard: Heard = unheard,
     ) -> None:
         self._worker, self._settings, self._grace_s = worker, settings, cancel_grace_s
-        self._kinds = tuple(kinds)
+        self._kinds, self._heard = tuple(kinds), heard
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._log: deque[str] = deque(maxlen=40)
@@ -117,6 +124,8 @@ class ChildRunner:
                     return _VERDICT.validate_python(message["verdict"])
                 if message["type"] == "progress":
                     report(message["progress"])
+                elif message["type"] == "call":
+                    hear(self._heard, attempt, message["dependency"], _FAILURE.validate_python(message["failure"]))
             now = time.monotonic()
             if now > deadline:
                 self.kill()

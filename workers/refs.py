@@ -4,6 +4,9 @@ blob:NAME       an object in the store, e.g. a data set the client uploaded
 artifact:NAME   a manifest in the store, e.g. the adapter that a training made
 builtin:NAME    a base model that Tickertape can make on the spot
 file:PATH       a path on the worker's own machine
+
+The store has its own breaker. What comes from elsewhere (a mounted folder, a package that is unpacked) is the
+dependency `models`: the kinds that load models need it.
 """
 
 from __future__ import annotations
@@ -15,35 +18,38 @@ from schemas.artifact import Artifact
 from schemas.errors import InvalidError, NotFoundError
 from wire.blobs import Blobs
 from wire.blobs.manifest import materialise
+from workers.context import Context
 
+MODELS = "models"
 BUILTIN = ("smollm2",)
 
 
-def resolve(ref: str, store: Blobs, cache: Path, *, field: str) -> Path:
+def resolve(ref: str, context: Context, *, field: str) -> Path:
     """Return the local path of what `ref` names, fetched and verified.
 
     Raises `InvalidError` (TAPE-1002) for another scheme, `NotFoundError` (TAPE-2001, TAPE-2003) for what is not there,
-    `JobError` (TAPE-6007) for bytes that are not what they should be.
+    `JobError` (TAPE-6007) for bytes that are not what they should be, and what `Context.call` raises.
     """
+    cache = context.cache
     scheme, colon, rest = ref.partition(":")
     if not colon or not rest:
         scheme = ""
     if scheme == "file":
         path = Path(rest).expanduser()
-        if not path.exists():
+        if not context.call(MODELS, path.exists):
             raise NotFoundError(
                 "no such file on this worker", code="TAPE-2003", file=str(path), field=field,
                 hint="upload it (`tape submit --data FILE` does), or mount it on every worker",
             )  # fmt: skip
         return path
     if scheme == "blob":
-        return _blob(rest, store, cache)
+        return _blob(rest, context.store, cache)
     if scheme == "artifact":
-        return _artifact(rest, store, cache)
+        return _artifact(rest, context.store, cache)
     if scheme == "builtin" and rest in BUILTIN:
         from workers.llm.bases import smollm2
 
-        return smollm2(cache)
+        return context.call(MODELS, lambda: smollm2(cache))
     raise InvalidError(
         f"{ref!r} is not a reference", field=field,
         hint=f"use blob:NAME, artifact:NAME, file:PATH or builtin:{' | builtin:'.join(BUILTIN)}",

@@ -13,18 +13,32 @@ from typing import Any, Protocol
 from opentelemetry import trace
 from pydantic_core import from_json, to_json
 
-from schemas.errors import JobError
+from schemas.errors import JobError, TapeError
 from schemas.outcome import Cancelled, Failed, Failure, Succeeded, Usage, Verdict
 from wire.blobs import Blobs
 from workers.attempt import Attempt
 from workers.context import CancelledByRequest, Context
 from workers.failures import classify
+from workers.gate import needs
+from workers.guard import Guards
 from workers.kinds import Kind
 
 _TRACER = trace.get_tracer("tickertape.worker")
 RESULT_LIMIT = 512 * 1024
 """Bytes of a result and its list of artifacts: with the rest of the outcome they must fit into one event."""
 _VERDICTS = (Succeeded, Failed, Cancelled)
+Heard = Callable[[str, str, Failure | None], None]
+"""Hears what a running job found of a dependency: the job, the dependency, and the failure, None if it answers."""
+
+
+def unheard(_job: str, _dependency: str, _failure: Failure | None) -> None:
+    """Tell nobody."""
+
+
+def hear(heard: Heard, attempt: Attempt, dependency: str, failure: Failure | None) -> None:
+    """Pass on what an attempt found, as far as its kind declares the dependency: no other breaker is ever asked."""
+    if dependency in needs(attempt.kind):
+        heard(attempt.id, dependency, failure)
 
 
 class Runner(Protocol):
@@ -42,8 +56,17 @@ class Runner(Protocol):
 class InlineRunner:
     """Runs handlers in the slot's own thread: for light kinds."""
 
-    def __init__(self, worker: str, cache: Path, open_store: Callable[[], Blobs]) -> None:
+    def __init__(
+        self,
+        worker: str,
+        cache: Path,
+        open_store: Callable[[], Blobs],
+        *,
+        guards: Guards | None = None,
+        heard: Heard = unheard,
+    ) -> None:
         self._worker, self._cache, self._open_store = worker, cache, open_store
+        self._guards, self._heard = guards or Guards(), heard
         self._scratch = Path(tempfile.gettempdir())
 
     def warm(self) -> None:
@@ -51,6 +74,10 @@ class InlineRunner:
 
     def run(self, attempt: Attempt, report: Callable[[dict[str, Any]], None], stopped: Callable[[], bool]) -> Verdict:
         """Run the attempt here and return its verdict; a timeout is obeyed where the handler calls `check`."""
+
+        def told(dependency: str, error: TapeError | None) -> None:
+            hear(self._heard, attempt, dependency, Failure.of(error) if error else None)
+
         context = Context(
             job=attempt.id,
             kind=attempt.kind.name,
@@ -64,6 +91,8 @@ class InlineRunner:
             stopped=stopped,
             deadline=time.monotonic() + attempt.timeout_s if attempt.timeout_s else None,
             labels=attempt.job.labels,
+            guards=self._guards,
+            told=told,
         )
         return call(attempt.kind, context, attempt.params)
 

@@ -38,6 +38,7 @@ from workers.control import Controls, follow_control
 from workers.delay import Mover
 from workers.execute import Executor
 from workers.gate import Gate
+from workers.guard import Guarded, Guards
 from workers.health import Health
 from workers.kinds import Kind, load
 from workers.lease import Consumer, LeaseLoop, Source
@@ -110,8 +111,8 @@ class Worker:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid7()[-4:]}"
         self.kinds = dict(kinds) if kinds is not None else load(options.kinds)
         self._names = Names(settings.prefix)
-        self._store = store
-        self._opening = threading.Lock()
+        self._guards = Guards()
+        self._store = store or Guarded(self._guards.of("store"), partial(open_store, settings))
         self._hurry, self._ended = threading.Event(), threading.Event()
         self._net: Any = None
         self._stop_at = float("inf")
@@ -177,9 +178,11 @@ class Worker:
 
     def _runner(self, light: bool) -> Runner:
         if light:
-            return InlineRunner(self.id, self.settings.cache, self.store)
+            return InlineRunner(
+                self.id, self.settings.cache, self.store, guards=self._guards, heard=self._breakers.report
+            )
         heavy = [kind.name for kind in self.kinds.values() if kind.isolation == "process"]
-        return ChildRunner(self.id, self.settings, kinds=heavy)
+        return ChildRunner(self.id, self.settings, kinds=heavy, heard=self._breakers.report)
 
     def _open(self, consume: Consume, kind: str, lane: str) -> Consumer:
         topic, group = self._names.jobs(kind, lane), self._names.group(kind)
@@ -209,11 +212,8 @@ class Worker:
         return ShareConsumer([topic], group, config, net=self._net, on_ready=ready, listener=listener)
 
     def store(self) -> Blobs:
-        """Return the object store, opened when first asked for."""
-        with self._opening:
-            if self._store is None:
-                self._store = open_store(self.settings)
-            return self._store
+        """Return the object store, which its first call opens."""
+        return self._store
 
     def _endpoint(self) -> Health | None:
         if self.options.health_port is None:

@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 from pydantic import Field
 
@@ -30,6 +31,7 @@ class Trouble(Strict):
     seconds: float = Field(default=0.0, ge=0)
     size: int = 0
     mark: str | None = None
+    url: str | None = None
 
 
 def work(context: Context, params: Trouble) -> Verdict:
@@ -117,9 +119,21 @@ def device(*_: Any) -> Verdict:
     raise JobError("CUDA error: unspecified launch failure", code="TAPE-6015", device="suspect")
 
 
+def ask(context: Context, params: Trouble) -> Verdict:
+    """Ask a judge over HTTP, as often as told and at least once."""
+    asked = Request(params.url or "")
+
+    def once() -> str:
+        with urlopen(asked, timeout=2.0) as answer:
+            return str(answer.read().decode())
+
+    said = [context.call("judge", once) for _ in range(max(1, params.size))]
+    return Succeeded(result={"said": said})
+
+
 DEEDS = {
     deed.__name__: deed
-    for deed in (work, deaf, segfault, leave, killed, hang_up, family, chatter, litter, odd, flood, device)
+    for deed in (work, deaf, segfault, leave, killed, hang_up, family, chatter, litter, odd, flood, device, ask)
 }
 
 
@@ -136,4 +150,5 @@ def perform(context: Context, params: Trouble) -> Verdict:
 
 
 trouble = kind("trouble", params=Trouble, max_attempts=3)(perform)
+judged = kind("judged", params=Trouble, max_attempts=3, needs=("judge",))(perform)
 light = kind("light", params=Trouble, max_attempts=3, isolation="thread")(perform)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,9 @@ def runner(shared: ChildRunner) -> ChildRunner:
     return shared
 
 
-def attempt(do: str = "work", *, timeout_s: float | None = None, **params: Any) -> Attempt:
-    job = record(kind_name="trouble", params={"do": do, **params}, **({"timeout_s": timeout_s} if timeout_s else {}))
-    return read(job, load(["trouble"])["trouble"], "bulk", START)
+def attempt(do: str = "work", *, kind: str = "trouble", timeout_s: float | None = None, **params: Any) -> Attempt:
+    job = record(kind_name=kind, params={"do": do, **params}, **({"timeout_s": timeout_s} if timeout_s else {}))
+    return read(job, load([kind])[kind], "bulk", START)
 
 
 def run(
@@ -111,6 +112,43 @@ def test_a_child_that_met_a_broken_device_is_not_used_again(runner: ChildRunner)
 def test_failures_cross_the_socket_whole(runner: ChildRunner, do: str, code: str) -> None:
     assert failure(run(runner, attempt(do))).code == code
     assert runner.pid is not None
+
+
+def test_what_a_child_finds_of_a_dependency_is_heard_while_the_job_runs(settings: Settings) -> None:
+    heard: list[tuple[str, str | None]] = []
+    runner = ChildRunner("w1", settings, heard=lambda _, name, found: heard.append((name, found and found.code)))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Critic) as judge:
+        serving = threading.Thread(target=judge.serve_forever, args=(0.05,))
+        serving.start()
+        url = f"http://127.0.0.1:{judge.server_port}"
+        try:
+            assert isinstance(run(runner, attempt("ask", kind="judged", size=3, url=f"{url}/200")), Succeeded)
+            assert heard == [("judge", None)]  # the second time it is no news
+            told = failure(run(runner, attempt("ask", kind="judged", url=f"{url}/401")))
+            assert (told.code, told.failure, told.place["dependency"]) == (
+                "TAPE-4004",
+                FailureClass.DEPENDENCY,
+                "judge",
+            )
+            assert heard[1:] == [("judge", "TAPE-4004")]
+            run(runner, attempt("ask", url=f"{url}/401"))  # a kind that does not declare it: nobody asks its breaker
+            assert len(heard) == 2
+        finally:
+            runner.close()
+            judge.shutdown()
+            serving.join()
+
+
+class Critic(BaseHTTPRequestHandler):
+    """Answers with the status that the path names."""
+
+    def do_GET(self) -> None:
+        self.send_response(int(self.path[1:]))
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Quiet."""
 
 
 @pytest.mark.parametrize("which", range(3))

@@ -28,6 +28,7 @@ from workers import __main__ as command
 from workers import control as module
 from workers import kinds, refs
 from workers.again import FIRST_S, LONGEST_S, Again, pause
+from workers.context import Context
 from workers.control import Controls, follow_control
 from workers.health import Health
 from workers.kinds import BUILTIN, Kind, available, kind, load
@@ -279,7 +280,11 @@ def store() -> Memory:
 
 
 def resolve(ref: str, store: Memory, cache: Path) -> Path:
-    return refs.resolve(ref, store, cache, field="data")
+    context = Context(
+        job="j", kind="say", attempt=1, worker="w", tenant="t", cache=cache, scratch=cache, open_store=lambda: store,
+        report=lambda _: None, stopped=lambda: False,
+    )  # fmt: skip
+    return refs.resolve(ref, context, field="data")
 
 
 def test_a_file_is_where_it_is(store: Memory, tmp_path: Path) -> None:

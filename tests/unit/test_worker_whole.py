@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import pytest
@@ -34,13 +35,14 @@ from workers.context import Context
 from workers.control import Controls
 from workers.health import Health
 from workers.kinds import Kind
-from workers.worker import Options, Worker, mapped
+from workers.queues import mapped
+from workers.worker import Options, Worker
 
 
 class Rig:
     """A worker on a log in memory, run in a thread."""
 
-    def __init__(self, tmp_path: Path, *kinds: Kind, **options: Any) -> None:
+    def __init__(self, tmp_path: Path, *kinds: Kind, own_store: bool = False, **options: Any) -> None:
         self.log = MemoryLog()
         self.store = Memory()
         self.control = Controls()
@@ -54,7 +56,7 @@ class Rig:
             kinds=self.kinds,
             consume=self.consume,
             publisher=MemoryPublisher(self.log),
-            store=self.store,
+            store=None if own_store else self.store,
             control=self.control,
         )
         self.failure: BaseException | None = None
@@ -323,13 +325,18 @@ def test_trouble_in_the_group_is_logged_and_losses_reach_the_loop(tmp_path: Path
     assert list(rig.worker.loop._lost) == [("t", 0, 3), ("t", 0, 4), ("t", 0, 5)]
 
 
-def test_the_store_is_opened_when_first_asked_for_and_only_once(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, light())
-    rig.worker._store = None
-    opened = rig.worker.store()
-    opened.put("x", b"1")
+def test_the_store_is_opened_when_first_asked_for_and_stands_behind_its_breaker(tmp_path: Path) -> None:
+    store = Rig(tmp_path, light(), own_store=True).worker.store()
+    assert not (tmp_path / "store").exists()
+    store.put("x", b"1")
     assert (tmp_path / "store").exists()
-    assert rig.worker.store() is opened
+    rmtree(tmp_path / "store")
+    codes = []
+    for _ in range(6):
+        with pytest.raises(TapeError) as caught:
+            store.put("x", b"1")
+        codes.append(caught.value.code)
+    assert codes == ["TAPE-5002"] * 5 + ["TAPE-5010"]
 
 
 class Command:

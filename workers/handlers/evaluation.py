@@ -12,19 +12,19 @@ from schemas.outcome import Succeeded, Usage, Verdict
 from workers.context import Context
 from workers.handlers.models import model_for
 from workers.kinds import kind
-from workers.refs import resolve
+from workers.refs import MODELS, resolve
 
 if TYPE_CHECKING:
     from workers.llm.data import Row
     from workers.llm.score import Item
 
 
-@kind("evaluation", params=Evaluation, max_attempts=3)
+@kind("evaluation", params=Evaluation, max_attempts=3, needs=(MODELS,))
 def evaluation(context: Context, params: Evaluation) -> Verdict:
     """Measure. The result holds the numbers with their counts; the artifact holds every item."""
     from workers.llm import data, score
 
-    path = resolve(params.data, context.store, context.cache, field="data")
+    path = resolve(params.data, context, field="data")
     rows = data.load(path, recipe=params.recipe or "auto", limit=params.limit)
     names: dict[str, str | None] = {"model": None}
     if params.adapter:

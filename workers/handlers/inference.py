@@ -9,10 +9,10 @@ from schemas.outcome import Succeeded, Usage, Verdict
 from workers.context import Context
 from workers.handlers.models import model_for
 from workers.kinds import kind
-from workers.refs import resolve
+from workers.refs import MODELS, resolve
 
 
-@kind("inference", params=Inference, max_attempts=3)
+@kind("inference", params=Inference, max_attempts=3, needs=(MODELS,))
 def inference(context: Context, params: Inference) -> Verdict:
     """Generate. A single answer is in the result; those of a file are an artifact, one line a row, in its order."""
     from workers.llm import data
@@ -21,7 +21,7 @@ def inference(context: Context, params: Inference) -> Verdict:
     ids: list[str] = []
     prompts: list[data.Prompt] = []
     if params.data is not None:
-        path = resolve(params.data, context.store, context.cache, field="data")
+        path = resolve(params.data, context, field="data")
         rows = data.load(path, recipe=params.recipe or "auto", need="prompt", limit=params.limit)
         ids, prompts = [row.id for row in rows], [row.prompt for row in rows]
     elif params.messages is not None:

@@ -20,8 +20,8 @@ def model_for(context: Context, model: str, adapter: str | None, threads: int | 
     """Return a loaded model, warm from an earlier job of this process where it can be; the last two are kept."""
     from workers.llm.model import load
 
-    base = resolve(model, context.store, context.cache, field="model")
-    tuned = resolve(adapter, context.store, context.cache, field="adapter") if adapter else None
+    base = resolve(model, context, field="model")
+    tuned = resolve(adapter, context, field="adapter") if adapter else None
     key = (base, tuned, threads)
     if key in _warm:
         _warm.move_to_end(key)

@@ -6,22 +6,22 @@ from schemas.job import Training
 from schemas.outcome import Cancelled, Succeeded, Usage, Verdict
 from workers.context import Context
 from workers.kinds import kind
-from workers.refs import resolve
+from workers.refs import MODELS, resolve
 
 
-@kind("training", params=Training, max_attempts=3)
+@kind("training", params=Training, max_attempts=3, needs=(MODELS,))
 def training(context: Context, params: Training) -> Verdict:
     """Fine-tune the base on the rows; the artifact holds safetensors, tokenizer, metrics and settings."""
     from workers.llm import data, train
 
     recipe = params.recipe or "auto"
-    path = resolve(params.data, context.store, context.cache, field="data")
+    path = resolve(params.data, context, field="data")
     rows = data.load(path, recipe=recipe, limit=params.limit)
     valid = []
     if params.validation:
-        held = resolve(params.validation, context.store, context.cache, field="validation")
+        held = resolve(params.validation, context, field="validation")
         valid = data.load(held, recipe=recipe)
-    base = resolve(params.base, context.store, context.cache, field="base")
+    base = resolve(params.base, context, field="base")
     context.check()
     context.progress(step="train", rows=len(rows), validation_rows=len(valid))
     out = context.scratch / "model"
