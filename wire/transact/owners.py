@@ -42,19 +42,12 @@ def committed(link: Link, group: str, places: Collection[Place]) -> dict[Place, 
     """
     if not places:
         return {}
-    until = time.monotonic() + link.timeout_s
-    while True:
-        found = list(_fetch(link, group, places, stable=True))
-        wrong = next((part.error_code for _, part in found if part.error_code), 0)
-        if not wrong:
-            return {place: part.committed_offset for place, part in found if part.committed_offset >= 0}
-        error = kafka_errors.for_code(wrong)(group)
-        if not isinstance(error, kafka_errors.RetriableError) or time.monotonic() >= until:
-            raise mapped(error, group=group)
-        time.sleep(PAUSE_S)
+    found = _fetch(link, group, places, stable=True)
+    return {place: part.committed_offset for place, part in found if part.committed_offset >= 0}
 
 
 def _fetch(link: Link, group: str, places: Collection[Place], *, stable: bool) -> list[tuple[Place, Any]]:
+    """Ask for a group's offsets until the group answers, and where `stable`, until none of them is in a transaction."""
     topics: dict[str, list[int]] = {}
     for topic, partition in places:
         topics.setdefault(topic, []).append(partition)
@@ -66,9 +59,12 @@ def _fetch(link: Link, group: str, places: Collection[Place], *, stable: bool) -
     until = time.monotonic() + link.timeout_s
     while True:
         [answer] = link.call(request, link.coordinator(group)).groups
-        if not answer.error_code:
-            return [((topic.name, part.partition_index), part) for topic in answer.topics for part in topic.partitions]
-        error = kafka_errors.for_code(answer.error_code)(group)
+        found = [((topic.name, part.partition_index), part) for topic in answer.topics for part in topic.partitions]
+        codes = [part.error_code for _, part in found] if stable else []
+        wrong = answer.error_code or next(filter(None, codes), 0)
+        if not wrong:
+            return found
+        error = kafka_errors.for_code(wrong)(group)
         if not isinstance(error, kafka_errors.RetriableError) or time.monotonic() >= until:
             raise mapped(error, group=group)
         time.sleep(PAUSE_S)
