@@ -11,8 +11,8 @@ from typing import Any, TypedDict
 
 from schemas import codec
 from schemas.errors import InvalidError
-from schemas.event import Event, EventType
-from schemas.ids import derived_id, job_id, uuid7
+from schemas.event import Event, queued, written
+from schemas.ids import job_id, uuid7
 from schemas.job import PARAMS, Job, Lane, kind_of
 from schemas.model import Strict
 from schemas.topics import MESSAGE_LIMIT, Names
@@ -122,6 +122,11 @@ def prepare(request: Request, names: Names, *, tenant: str, now: datetime | None
     )
     name = job_id(tenant, request.key)
     value = job.model_dump_json(exclude_none=True, exclude_defaults=True).encode()
+    envelope = codec.Envelope(
+        id=uuid7(), type=codec.request_type(request.kind), source=_source(tenant), data=value, subject=name,
+        time=now.isoformat(),
+    )  # fmt: skip
+    first = queued(name, kind=request.kind, lane=request.lane, tenant=tenant, time=now, labels=job.labels)
     prepared = Prepared(
         job=name,
         kind=request.kind,
@@ -133,18 +138,18 @@ def prepare(request: Request, names: Names, *, tenant: str, now: datetime | None
             names.jobs(request.kind, request.lane),
             name,
             value,
-            _headers(uuid7(), codec.request_type(request.kind), tenant, name, now),
+            codec.encode(envelope),
         ),
-        queued=_queued(request, job, name, names, now),
+        queued=event_message(first, names.events),
     )
     _fits(prepared.request)
     return prepared
 
 
-def event_message(event: Event, topic: str, extensions: Mapping[str, str] | None = None) -> Message:
+def event_message(event: Event, topic: str) -> Message:
     """Return the record of a lifecycle event."""
-    headers = _headers(event.id, codec.event_type(event.type), event.tenant, event.job, event.time, extensions)
-    return Message(topic, event.job, event.model_dump_json(exclude_none=True).encode(), headers)
+    record = written(event, _source(event.tenant))
+    return Message(topic, event.job, record.value, record.headers)
 
 
 def fingerprint(kind: str, params: Mapping[str, Any]) -> str:
@@ -172,39 +177,8 @@ def _checked(request: Request) -> dict[str, Any]:
     return parsed.model_dump(mode="json", exclude_unset=True)
 
 
-def _queued(request: Request, job: Job, name: str, names: Names, now: datetime) -> Message:
-    event = Event(
-        id=derived_id(name, EventType.QUEUED),
-        type=EventType.QUEUED,
-        job=name,
-        kind=request.kind,
-        lane=request.lane,
-        tenant=job.tenant,
-        time=now,
-        labels=job.labels,
-    )
-    return event_message(event, names.events)
-
-
-def _headers(
-    identity: str,
-    kind: str,
-    tenant: str,
-    job: str,
-    now: datetime,
-    extensions: Mapping[str, str] | None = None,
-) -> list[Header]:
-    return codec.encode(
-        codec.Envelope(
-            id=identity,
-            type=kind,
-            source=f"/tickertape/client/{tenant}",
-            data=b"",
-            subject=job,
-            time=now.isoformat(),
-            extensions=dict(extensions or {}),
-        )
-    )
+def _source(tenant: str) -> str:
+    return f"/tickertape/client/{tenant}"
 
 
 def _fits(message: Message) -> None:

@@ -98,7 +98,7 @@ class Delayed(NamedTuple):
     partition: int | None
     key: bytes | None
     value: bytes | None
-    headers: list[Header]
+    headers: Sequence[Header]
     timestamp_ms: int | None
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import AwareDatetime, Field
 
+from schemas import codec
+from schemas.ids import derived_id
 from schemas.model import Open
 from schemas.outcome import Failure, Outcome, Status
 
@@ -102,6 +106,40 @@ class Event(Open):
     failure: Failure | None = None
     outcome: Outcome | None = None
     labels: dict[str, str] = Field(default_factory=dict)
+
+
+class Written(NamedTuple):
+    """The record of an event."""
+
+    key: bytes
+    value: bytes
+    headers: list[tuple[str, bytes]]
+
+
+def written(event: Event, source: str) -> Written:
+    """Return the record of an event that `source` (a URI reference) tells: its key is the job's id."""
+    value = event.model_dump_json(exclude_none=True).encode()
+    kind, time = codec.event_type(event.type), event.time.isoformat()
+    envelope = codec.Envelope(id=event.id, type=kind, source=source, data=value, subject=event.job, time=time)
+    return Written(event.job.encode(), value, codec.encode(envelope))
+
+
+def queued(
+    job: str,
+    *,
+    kind: str,
+    lane: str,
+    tenant: str,
+    time: datetime,
+    labels: Mapping[str, str],
+    redrive: int = 0,
+    identity: str | None = None,
+) -> Event:
+    """Return the event that a job begins with, or begins again with: then it has an `identity` of its own."""
+    return Event(
+        id=identity or derived_id(job, EventType.QUEUED), type=EventType.QUEUED, job=job, kind=kind, lane=lane,
+        tenant=tenant, time=time, redrive=redrive, labels=dict(labels),
+    )  # fmt: skip
 
 
 def follow(state: State | None, event: Event) -> State:

@@ -13,7 +13,7 @@ from pydantic import AwareDatetime, Field
 
 from schemas import codec
 from schemas.delays import Delayed
-from schemas.event import Event, EventType
+from schemas.event import queued, written
 from schemas.ids import derived_id, job_id
 from schemas.job import Job, Lane
 from schemas.model import Name, Open
@@ -79,25 +79,20 @@ def fire(template: Recurring, moment: datetime, *, names: Names, partition: int,
     job = job_id(template.tenant, key)
     fields = template.model_dump(include={"params", "tenant", "timeout_s", "max_attempts", "labels"})
     request = Job(**fields, key=key)
-    queued = Event(
-        id=derived_id(job, EventType.QUEUED),
-        type=EventType.QUEUED,
-        job=job,
-        kind=template.kind,
-        lane=template.lane,
-        tenant=template.tenant,
-        time=now,
-        labels=template.labels,
-    )
     fired = Fired(name=template.name, moment=moment, job=job, time=now)
     value = request.model_dump_json(exclude_none=True, exclude_defaults=True).encode()
-    headers = _headers(template, job, derived_id(job, "request"), codec.request_type(template.kind), now)
-    told = _headers(template, job, queued.id, codec.event_type(EventType.QUEUED), now)
+    kind, lane = template.kind, template.lane
+    source = f"/tickertape/recurring/{template.name}"
+    envelope = codec.Envelope(
+        id=derived_id(job, "request"), type=codec.request_type(kind), source=source, data=value, subject=job,
+        time=now.isoformat(),
+    )  # fmt: skip
+    told = queued(job, kind=kind, lane=lane, tenant=template.tenant, time=now, labels=template.labels)
     return Firing(
         job,
         (
-            Delayed(names.jobs(template.kind, template.lane), None, job.encode(), value, headers, None),
-            Delayed(names.events, None, job.encode(), _json(queued), told, None),
+            Delayed(names.jobs(kind, lane), None, job.encode(), value, codec.encode(envelope), None),
+            Delayed(names.events, None, *written(told, source), None),
             Delayed(names.recurring, partition, fired_key(template.name), _json(fired), [], None),
         ),
         fired,
@@ -106,15 +101,3 @@ def fire(template: Recurring, moment: datetime, *, names: Names, partition: int,
 
 def _json(message: Open) -> bytes:
     return message.model_dump_json(exclude_none=True).encode()
-
-
-def _headers(template: Recurring, job: str, identity: str, kind: str, now: datetime) -> list[codec.Header]:
-    envelope = codec.Envelope(
-        id=identity,
-        type=kind,
-        source=f"/tickertape/recurring/{template.name}",
-        data=b"",
-        subject=job,
-        time=now.isoformat(),
-    )
-    return list(codec.encode(envelope))

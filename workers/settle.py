@@ -21,7 +21,7 @@ from schemas.codec import Header
 from schemas.dead import DeadLetter, buried, dead_headers
 from schemas.delays import delayed
 from schemas.errors import ConflictError, InvalidError, JobError, TapeError
-from schemas.event import EVENT_OF, Event, EventType
+from schemas.event import EVENT_OF, Event, EventType, written
 from schemas.ids import derived_id, uuid7
 from schemas.outcome import Cancelled, Failed, Failure, Outcome, Status, Succeeded, Usage
 from schemas.past import LINE, Past, Try, write
@@ -288,18 +288,10 @@ class Settler:
         )
 
     def _publish(self, event: Event) -> Future[Sent]:
-        value = event.model_dump_json(exclude_none=True).encode()
-        if len(value) > EVENT_LIMIT:  # the labels are the one part that is neither bounded nor needed
-            value = event.model_copy(update={"labels": {}}).model_dump_json(exclude_none=True).encode()
-        envelope = codec.Envelope(
-            id=event.id,
-            type=codec.event_type(event.type),
-            source=self._source,
-            data=value,
-            subject=event.job,
-            time=event.time.isoformat(),
-        )
-        return self._send(self._names.events, None, event.job.encode(), value, codec.encode(envelope))
+        record = written(event, self._source)
+        if len(record.value) > EVENT_LIMIT:  # the labels are the one part that is neither bounded nor needed
+            record = written(event.model_copy(update={"labels": {}}), self._source)
+        return self._send(self._names.events, None, *record)
 
     def _send(
         self,

@@ -22,8 +22,7 @@ from typing import Any, cast
 
 from kafka import KafkaProducer
 
-from schemas.codec import Envelope, encode, event_type
-from schemas.event import Event, EventType
+from schemas.event import Event, EventType, written
 from schemas.ids import uuid7
 from schemas.outcome import Outcome, Status
 from schemas.topics import Names
@@ -43,12 +42,8 @@ def event() -> tuple[bytes, list[tuple[str, bytes]]]:
         id=uuid7(), type=EventType.SUCCEEDED, job=job, kind="noop", time=now, attempt=1, worker=worker,
         started_at=now, outcome=outcome,
     )  # fmt: skip
-    value = made.model_dump_json(exclude_none=True).encode()
-    envelope = Envelope(
-        id=made.id, type=event_type(made.type), source=f"/tickertape/worker/{worker}", data=value, subject=job,
-        time=now.isoformat(),
-    )  # fmt: skip
-    return value, encode(envelope)
+    record = written(made, f"/tickertape/worker/{worker}")
+    return record.value, record.headers
 
 
 def plain(settings: Settings) -> tuple[Send, Callable[[], Any]]:

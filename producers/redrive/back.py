@@ -13,7 +13,7 @@ from producers.request import event_message
 from schemas import past
 from schemas.dead import ORIGINAL, Became, Fate
 from schemas.errors import FailureClass, InvalidError
-from schemas.event import Event, EventType
+from schemas.event import queued
 from schemas.topics import Names
 from wire.transact import Outgoing
 
@@ -76,17 +76,10 @@ def _headers(letter: Letter, replay: int) -> list[tuple[str, bytes | None]]:
 
 def _queued(letter: Letter, fate: Fate, names: Names) -> Outgoing:
     kind, lane = letter.lane or (letter.kind, "bulk")
-    event = Event(
-        id=queued_id(letter.job, fate.letter, fate.replay),
-        type=EventType.QUEUED,
-        job=letter.job,
-        kind=kind,
-        lane=lane,
-        tenant=letter.tenant,
-        time=fate.time,
-        redrive=fate.replay,
-        labels=_labels(letter.body.get("labels")),
-    )
+    event = queued(
+        letter.job, kind=kind, lane=lane, tenant=letter.tenant, time=fate.time, redrive=fate.replay,
+        labels=_labels(letter.body.get("labels")), identity=queued_id(letter.job, fate.letter, fate.replay),
+    )  # fmt: skip
     message = event_message(event, names.events)
     return Outgoing(message.topic, None, message.key.encode(), message.value, message.headers)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from schemas import codec
 from schemas.dead import DeadLetter, buried, dead_headers
 from schemas.delays import delayed, plan
 from schemas.errors import InvalidError, TapeError
+from schemas.event import written
 from schemas.job import Lane
 from schemas.outcome import Failure
 from schemas.past import read
@@ -47,15 +47,10 @@ def bury(record: Received, error: TapeError, *, names: Names, worker: str, now: 
         job=job, kind=kind, topic=record.topic, partition=record.partition, offset=record.offset, attempts=past.spent,
         worker=worker, time=now, failure=failure, past=past,
     )  # fmt: skip
-    event = buried(letter, lane)
-    value = event.model_dump_json(exclude_none=True).encode()
-    envelope = codec.Envelope(
-        id=event.id, type=codec.event_type(event.type), source=f"/tickertape/mover/{worker}", data=value, subject=job,
-        time=now.isoformat(),
-    )  # fmt: skip
+    event = written(buried(letter, lane), f"/tickertape/mover/{worker}")
     return [
         Outgoing(topic, None, record.key, record.value, [*record.headers, *dead_headers(letter)]),
-        Outgoing(names.events, None, job.encode(), value, codec.encode(envelope)),
+        Outgoing(names.events, None, *event),
     ]
 
 
