@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import ast
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = (
-    "schemas", "wire", "wire/blobs", "wire/broker", "wire/follow", "wire/publish", "wire/share",
-    "wire/transact", "producers",
-    "producers/cli", "producers/dead", "producers/redrive", "workers",
-    "workers/delay", "workers/handlers", "workers/llm",
-)  # fmt: skip
 
 
 def tree() -> str:
-    """Return the page."""
+    """Return the page: a table for each package of the wheel that has modules to tell of."""
     lines = ["# The tree", "", "Made from the modules' own words by `make docs`.", ""]
-    for folder in FOLDERS:
-        lines += [f"## {folder}/", "", "| module | what it is |", "|---|---|"]
-        for path in sorted((ROOT / folder).glob("*.py")):
-            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-            first = text.partition("\n\n")[0].replace("\n", " ").replace("|", "\\|")
-            if path.name != "__init__.py" or first:
-                lines.append(f"| {path.name} | {first} |")
-        lines.append("")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    for package in project["tool"]["setuptools"]["packages"]:
+        folder = package.replace(".", "/")
+        if rows := _rows(ROOT / folder):
+            lines += [f"## {folder}/", "", "| module | what it is |", "|---|---|", *rows, ""]
     return "\n".join(lines)
+
+
+def _rows(folder: Path) -> list[str]:
+    rows = []
+    for path in sorted(folder.glob("*.py")):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        first = text.partition("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+        if path.name != "__init__.py" or first:
+            rows.append(f"| {path.name} | {first} |")
+    return rows
 
 
 if __name__ == "__main__":
