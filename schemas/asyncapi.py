@@ -34,6 +34,8 @@ _DEAD = {
 }
 """The headers of a dead letter, without `dead.HEADER`, and what they hold."""
 
+_VERDICT = "who is to blame, where that was judged: poison (the job), outage (the world) or none (nobody yet)"
+
 
 def document() -> dict[str, Any]:
     """Return the whole document, the same for the same code."""
@@ -140,7 +142,7 @@ def _messages() -> dict[str, Any]:
         )
     found["deadletter"] = _message(
         "The original record: its own key, value and headers, and why it is dead.",
-        _texts({dead.HEADER + name: what for name, what in _DEAD.items()}),
+        _texts({dead.HEADER + name: what for name, what in _DEAD.items()}, {dead.DISPOSITION: _VERDICT}),
         {"description": "the original value, whatever it was"},
     )
     found["fate"] = _message(
@@ -172,9 +174,9 @@ def _messages() -> dict[str, Any]:
     return found
 
 
-def _texts(told: dict[str, str]) -> dict[str, Any]:
-    """Headers of which each must be there."""
-    properties = {name: {"type": "string", "description": what} for name, what in told.items()}
+def _texts(told: dict[str, str], perhaps: dict[str, str] | None = None) -> dict[str, Any]:
+    """Headers of which each must be there, but for some."""
+    properties = {name: {"type": "string", "description": what} for name, what in (told | (perhaps or {})).items()}
     return {"type": "object", "required": sorted(told), "properties": properties}
 
 

@@ -15,6 +15,8 @@ from schemas.past import Past
 
 HEADER = "tape-dead-"
 """Prefix of the headers that carry a `DeadLetter`; the original's own headers stay as they were."""
+DISPOSITION = "tape-disposition"
+"""On a dead letter that was judged: whether the job (`poison`), the world (`outage`) or nobody yet (`none`) is to blame."""
 ORIGINAL = "tape-original"
 """On a redriven record whose payload was mended: TOPIC/PARTITION/OFFSET of the dead letter that holds the original."""
 
@@ -121,4 +123,5 @@ def dead_headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
         "message": letter.failure.message,
         "json": letter.model_dump_json(exclude_none=True),
     }
-    return [(HEADER + name, text.encode()) for name, text in flat.items()]
+    headers = [(HEADER + name, text.encode()) for name, text in flat.items()]
+    return headers if letter.disposition is None else [*headers, (DISPOSITION, letter.disposition.encode())]

@@ -34,7 +34,6 @@ from workers.failures import dependency as owner
 from workers.failures import fingerprint
 
 _LOG = structlog.get_logger("tickertape.breaker")
-HEADER = "tape-disposition"
 NEUTRAL = frozenset({FailureClass.INVALID, FailureClass.PERMANENT})
 """Classes that say nothing about a dependency: the job itself is at fault."""
 KEPT = 64

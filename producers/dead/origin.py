@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from schemas.dead import HEADER, DeadLetter
+from schemas.dead import DISPOSITION, HEADER, DeadLetter
 
 Headers = Sequence[tuple[str, bytes | None]]
 
@@ -70,7 +70,8 @@ def read(headers: Headers) -> Origin:
 
 def original(headers: Headers) -> list[tuple[str, bytes | None]]:
     """Return the headers that the record had before it died: without those that tell of its death."""
-    return [header for header in headers if not header[0].startswith(tuple(_READERS))]
+    told = tuple(_READERS)
+    return [header for header in headers if not header[0].startswith(told) and header[0] != DISPOSITION]
 
 
 def _tickertape(headers: Headers) -> Origin:

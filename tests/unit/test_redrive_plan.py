@@ -198,7 +198,7 @@ class TestBack:
         one = Try(attempt=3, ended_at=START, worker="w", failure="crashed", code="TAPE-6002")
         rig.bury(
             "a", headers=[("x-own", b"\xff"), ("x-null", None)], replays=1,
-            past=Past(spent=3, replays=1, tries=(one,)),
+            past=Past(spent=3, replays=1, tries=(one,)), disposition="poison",
             body={"params": {}, "labels": {"a": "b"}, "tenant": "acme"},
         )  # fmt: skip
         rig.runner(rig.plan().redrive.plan.id).run()
@@ -212,7 +212,8 @@ class TestBack:
             None,
         )
         assert json.loads(found["tape-past"] or b"")[0]["spent"] is False, "told, but not counted again"
-        assert not [name for name in found if name.startswith("tape-dead-") or name == "tape-original"]
+        assert "tape-disposition" in headers(rig.entries(rig.names.dead("inference"))[0])
+        assert not [name for name in found if name.startswith(("tape-dead-", "tape-disposition", "tape-original"))]
         (event,) = values(rig.entries(rig.names.events))
         assert (event["type"], event["redrive"], event["job"]) == ("queued", 2, "a")
         assert (event["tenant"], event["labels"]) == ("acme", {"a": "b"})

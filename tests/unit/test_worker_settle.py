@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from worker_twin import NAMES, START, Bench, Waiting, dead, kind, raising, raw, record, tried
 
+from schemas.dead import DISPOSITION
 from schemas.errors import (
     AuthError,
     FailureClass,
@@ -292,4 +293,12 @@ def test_a_dead_letter_tells_the_whole_story() -> None:
     assert letter.trace == "0af7651916cd43dd8448eb211c80319c"
     assert letter.first_failed_at == letter.past.tries[0].ended_at
     assert letter.last_failed_at == bench.clock.now()
-    assert letter.disposition is not None
+    assert letter.disposition == "none"
+
+
+@pytest.mark.parametrize(("told", "verdict"), [("no", b"poison"), ("odd", b"none")])
+def test_the_verdict_on_a_dead_letter_is_a_header(told: str, verdict: bytes) -> None:
+    bench = Bench(raising(JobError(told)))  # "no" is what it failed with before, on another worker
+    bench.run(record(past=tried((FailureClass.TRANSIENT, "TAPE-6001"), (FailureClass.TRANSIENT, "TAPE-6001"))))
+    (entry,) = bench.log.read(NAMES.dead("say"), 0)
+    assert dict(entry.headers)[DISPOSITION] == verdict

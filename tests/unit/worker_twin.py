@@ -14,7 +14,7 @@ from pydantic import Field
 from schemas.claim import Claim, Start
 from schemas.codec import Envelope, encode, request_type
 from schemas.control import Cancel
-from schemas.dead import DeadLetter
+from schemas.dead import DISPOSITION, DeadLetter
 from schemas.delays import PARTITIONS, WHEELS, plan, strip
 from schemas.errors import FailureClass
 from schemas.event import Event
@@ -303,9 +303,12 @@ def dead(
     """The dead letters: key, value, the original's headers, and the letter."""
     found = []
     for entry in bench.log.read(NAMES.dead(name), 0):
-        original = {key: value for key, value in entry.headers if not key.startswith("tape-dead-")}
+        original = dict(entry.headers)
+        verdict = original.pop(DISPOSITION, None)
+        original = {key: value for key, value in original.items() if not key.startswith("tape-dead-")}
         flat = {key.removeprefix("tape-dead-"): value for key, value in entry.headers if key.startswith("tape-dead-")}
         letter = DeadLetter.model_validate_json(flat["json"] or b"")
+        assert verdict == (letter.disposition.encode() if letter.disposition else None)
         assert flat["code"] == letter.failure.code.encode()
         assert flat["attempts"] == str(letter.attempts).encode()
         assert flat["class"] == letter.failure.failure.value.encode()
