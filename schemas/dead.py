@@ -16,7 +16,7 @@ from schemas.past import Past
 HEADER = "tape-dead-"
 """Prefix of the headers that carry a `DeadLetter`; the original's own headers stay as they were."""
 DISPOSITION = "tape-disposition"
-"""On a dead letter that was judged: whether the job (`poison`), the world (`outage`) or nobody yet (`none`) is to blame."""
+"""On a dead letter that was judged: is the job (`poison`), the world (`outage`) or nobody yet (`none`) to blame?"""
 ORIGINAL = "tape-original"
 """On a redriven record whose payload was mended: TOPIC/PARTITION/OFFSET of the dead letter that holds the original."""
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Any
 
 from schemas.dead import DISPOSITION, HEADER, DeadLetter
 
@@ -89,13 +90,17 @@ def _tickertape(headers: Headers) -> Origin:
 
 def _flat(found: dict[str, bytes]) -> Origin:
     """The flat texts, for a letter whose JSON a newer or an older writer made unreadable."""
-    topic = _text(found, "topic") or None
-    return Origin(
-        Dialect.TICKERTAPE, topic, topic, _number(found.get("partition")), _number(found.get("offset")),
-        failure=_text(found, "class") or "unknown", code=_text(found, "code") or "unknown",
+    return _plain(
+        Dialect.TICKERTAPE, found, failure=_text(found, "class") or "unknown", code=_text(found, "code") or "unknown",
         message=_text(found, "message"), attempts=_number(found.get("attempts")) or 0, who=_text(found, "worker"),
         time=_moment(_text(found, "time")),
     )  # fmt: skip
+
+
+def _plain(dialect: Dialect, found: dict[str, bytes], **fields: Any) -> Origin:
+    """An origin in a dialect that calls the place by its own name, and goes back to where it came from."""
+    topic = _text(found, "topic") or None
+    return Origin(dialect, topic, topic, _number(found.get("partition")), _number(found.get("offset")), **fields)
 
 
 def _spring(headers: Headers) -> Origin:
@@ -113,11 +118,9 @@ def _spring(headers: Headers) -> Origin:
 
 def _connect(headers: Headers) -> Origin:
     found = _last(headers, CONNECT)
-    topic, task = _text(found, "topic") or None, _text(found, "task.id")
-    stage = _text(found, "stage")
-    return Origin(
-        Dialect.CONNECT, topic, topic, _number(found.get("partition")), _number(found.get("offset")),
-        code=_short(_text(found, "exception.class.name")),
+    task, stage = _text(found, "task.id"), _text(found, "stage")
+    return _plain(
+        Dialect.CONNECT, found, code=_short(_text(found, "exception.class.name")),
         message=_text(found, "exception.message") or (f"failed at {stage}" if stage else ""),
         detail=_text(found, "exception.stacktrace") or None,
         who=_text(found, "connector.name") + (f"/{task}" if task else ""),
@@ -126,20 +129,16 @@ def _connect(headers: Headers) -> Origin:
 
 def _share(headers: Headers) -> Origin:
     found = _last(headers, SHARE)
-    topic = _text(found, "topic") or None
-    return Origin(
-        Dialect.SHARE, topic, topic, _number(found.get("partition")), _number(found.get("offset")),
-        code="rejected" if "reject" in _text(found, "message").lower() else "undelivered",
+    return _plain(
+        Dialect.SHARE, found, code="rejected" if "reject" in _text(found, "message").lower() else "undelivered",
         message=_text(found, "message"), attempts=_number(found.get("delivery.count")) or 0, who=_text(found, "group"),
     )  # fmt: skip
 
 
 def _streams(headers: Headers) -> Origin:
     found = _last(headers, STREAMS)
-    topic = _text(found, "topic") or None
-    return Origin(
-        Dialect.STREAMS, topic, topic, _number(found.get("partition")), _number(found.get("offset")),
-        code=_short(_text(found, "exception")), message=_text(found, "message"),
+    return _plain(
+        Dialect.STREAMS, found, code=_short(_text(found, "exception")), message=_text(found, "message"),
         detail=_text(found, "stacktrace") or None,
     )  # fmt: skip
 
