@@ -12,8 +12,6 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Self
 
 from producers.dead.desk import PEN, Desk, decided, note
 from schemas.dead import Became, Fate
@@ -102,14 +100,6 @@ class Pen:
             self._transactor.close()
             self._transactor = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 class Pens:
     """The pens of several topics, each taken when first needed, and again when somebody else took it.
@@ -148,11 +138,3 @@ class Pens:
         for pen in self._pens.values():
             pen.close()
         self._pens.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -86,7 +87,7 @@ Choice = Callable[[Letter, Pen, Decided], tuple[Fate, list[Outgoing]] | None]
 
 def _write(desk: Desk, letters: Iterable[Letter], choice: Choice) -> Decided:
     total = Decided(0, {})
-    with Pens(desk) as pens:
+    with closing(Pens(desk)) as pens:
         for batch in batches(letters, BATCH):
             topics: dict[str, list[Letter]] = {}
             for letter in batch:

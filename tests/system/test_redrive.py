@@ -6,7 +6,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -171,11 +171,11 @@ def test_who_takes_the_pen_fences_who_had_it_and_knows_all_that_was_written(sett
         return Fate(became=Became.DISCARDED, letter=f"{topic}/0/{number}", job="j", kind="inference", by="me",
                     time=datetime.now(UTC))  # fmt: skip
 
-    with Pen(desk, topic) as first:
+    with closing(Pen(desk, topic)) as first:
         first.write([fate(number) for number in range(300)])
-        with Pen(desk, desk.names.dead("training")):
+        with closing(Pen(desk, desk.names.dead("training"))):
             first.write([fate(300)])  # another topic's pen is another pen
-        with Pen(desk, topic) as second:
+        with closing(Pen(desk, topic)) as second:
             assert len(second.fates) == 301
             with pytest.raises(ConflictError) as raised:
                 first.write([fate(301)])
