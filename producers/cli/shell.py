@@ -39,17 +39,26 @@ class Shell:
         """Open a client with telemetry, and close both in the end; without `broker`, nobody needs to listen there."""
         from producers.client import Client
 
-        if self.ports is None and broker:
-            self.refused()
-        provider = None
-        if self.ports is None:  # else whoever embeds us has set up logs and traces
-            from wire.telemetry import configure
+        with self.quiet(broker=broker), Client(settings=self.settings, ports=self.ports) as client:
+            yield client
 
-            quiet = self.settings.model_copy(update={"log_level": "info" if self.debug else "error"})
-            provider = configure(quiet, "client")
+    @contextmanager
+    def quiet(self, *, broker: bool = True) -> Iterator[None]:
+        """Set telemetry up with quiet logs, and shut it down in the end.
+
+        Raises `UnavailableError` (TAPE-5001) at once where a `broker` is needed and none listens.
+        """
+        if self.ports is not None:  # whoever embeds us has set up logs and traces
+            yield
+            return
+        if broker:
+            self.refused()
+        from wire.telemetry import configure
+
+        level = "info" if self.debug else "error"
+        provider = configure(self.settings.model_copy(update={"log_level": level}), "client")
         try:
-            with Client(settings=self.settings, ports=self.ports) as client:
-                yield client
+            yield
         finally:
             if provider is not None:
                 provider.shutdown()

@@ -94,18 +94,8 @@ def desk(shell: Shell) -> Iterator[Desk]:
     """Open the desk with quiet logs. Raises `UnavailableError` (TAPE-5001) at once where no broker listens."""
     from producers.dead import Desk
 
-    provider = None
-    if shell.ports is None:
-        shell.refused()
-        from wire.telemetry import configure
-
-        level = "info" if shell.debug else "error"
-        provider = configure(shell.settings.model_copy(update={"log_level": level}), "client")
-    try:
+    with shell.quiet():
         yield Desk.open(shell.settings)
-    finally:
-        if provider is not None:
-            provider.shutdown()
 
 
 def sure(shell: Shell, yes: bool, what: str) -> None:

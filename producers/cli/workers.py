@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -119,20 +119,8 @@ def lookout(shell: Shell) -> Iterator[Lookout]:
     """Open the lookout with quiet logs. Raises `UnavailableError` (TAPE-5001) at once where no broker listens."""
     from producers.fleet import Lookout
 
-    provider = None
-    if shell.ports is None:
-        shell.refused()
-        from wire.telemetry import configure
-
-        level = "info" if shell.debug else "error"
-        provider = configure(shell.settings.model_copy(update={"log_level": level}), "client")
-    found = Lookout.open(shell.settings)
-    try:
+    with shell.quiet(), closing(Lookout.open(shell.settings)) as found:
         yield found
-    finally:
-        found.close()
-        if provider is not None:
-            provider.shutdown()
 
 
 def _meant(fleet: Fleet, names: Sequence[str] | None) -> list[Seen]:
