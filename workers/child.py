@@ -33,6 +33,7 @@ from wire.settings import Settings
 from workers.context import Context
 from workers.guard import Guarded, Guards
 from workers.kinds import Kind, load
+from workers.oom import offer
 from workers.runner import call
 
 PR_SET_PDEATHSIG = 1
@@ -126,6 +127,7 @@ def main() -> None:
     """Serve the parent that started this process, and die with it."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    offer()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     settings = Settings.load()
     provider = telemetry.configure(settings, "slot")

@@ -2,6 +2,7 @@
 
 A kind needs what it declares, the store where its outcome is kept there, and itself: a kind whose jobs all fail alike
 is as good as away. While something a kind needs is away its jobs are not acquired, and what was acquired is postponed.
+So it is with the kinds of child processes while the device of this worker is in quarantine.
 """
 
 from __future__ import annotations
@@ -14,19 +15,31 @@ from workers.attempt import Attempt
 from workers.breaker import Allowed, Breakers, Paused
 from workers.failures import dependency, suspect
 from workers.kinds import Kind
+from workers.probe import apart
+from workers.quarantine import Quarantine
+
+HANDED_ON_S = 1.0
+"""What was acquired when the device failed is soon tried by another worker: this one takes no such job."""
 
 
 class Gate:
     """Stands between the queue and the kinds of one worker; thread-safe."""
 
-    def __init__(self, breakers: Breakers, kinds: Mapping[str, Kind]) -> None:
+    def __init__(self, breakers: Breakers, kinds: Mapping[str, Kind], quarantine: Quarantine | None = None) -> None:
         self._breakers = breakers
         self._needs = {name: needs(kind) for name, kind in kinds.items()}
-        self.device: str | None = None
-        """What the device of this machine last failed with; none once a job in a child process went well again."""
+        self._heavy = frozenset(name for name, kind in kinds.items() if kind.recorded)
+        self._quarantine = quarantine or Quarantine(apart(kinds.values()))
+
+    @property
+    def device(self) -> str | None:
+        """Why the device of this worker is not used; None when it is."""
+        return self._quarantine.reason
 
     def room(self, kind: str) -> int | None:
         """Return how many jobs of a kind may be acquired now; None: as many as fit."""
+        if self.device is not None and kind in self._heavy:
+            return 0
         if self._breakers.calm:
             return None
         answer = self._breakers.allowed(self._needs[kind])
@@ -36,6 +49,8 @@ class Gate:
 
     def enter(self, attempt: Attempt) -> Failure | None:
         """Return None when the attempt may run, else why not: its place tells for how many seconds."""
+        if (reason := self.device) is not None and attempt.kind.recorded:
+            return Failure.of(_away("device", reason, HANDED_ON_S))
         if self._breakers.calm:
             return None
         answer = self._breakers.allowed(self._needs[attempt.kind.name])
@@ -51,13 +66,15 @@ class Gate:
         """Take in how an attempt went."""
         if isinstance(verdict, Succeeded):
             if attempt.kind.recorded:
-                self.device = None
+                self._quarantine.well()
             if not self._breakers.calm:
                 for name in self._needs[attempt.kind.name]:
                     self._breakers.report(attempt.id, name, None)
         elif isinstance(verdict, Failed):
             if suspect(verdict.failure):
-                self.device = verdict.failure.message
+                self._quarantine.blame(verdict.failure.message)
+            elif verdict.failure.place.get("hung"):
+                self._quarantine.doubt(verdict.failure.message)
             self._report(attempt, verdict.failure)
 
     def trouble(self, attempt: Attempt, error: TapeError) -> None:

@@ -47,6 +47,7 @@ class Kind:
     timeout_s: float | None = None
     retry: Policy | None = None
     needs: tuple[str, ...] = ()
+    probe: Callable[[], None] | None = None
 
     @property
     def recorded(self) -> bool:
@@ -67,6 +68,7 @@ def kind(
     timeout_s: float | None = None,
     retry: Policy | None = None,
     needs: Iterable[str] = (),
+    probe: Callable[[], None] | None = None,
 ) -> Callable[[Callable[[Context, P], Verdict]], Kind]:
     """Make a kind of a handler.
 
@@ -74,11 +76,12 @@ def kind(
     worker, and keeps its outcome in the store. `"thread"` is for light work: thousands a second, no protection, and a
     timeout that only a handler which calls `context.check()` obeys. `retry` says how patient the queue is with its
     failures; without it the kind's own policy counts (`workers.policy`), with `max_attempts`. `needs` names what the
-    kind cannot work without, such as `judge:HOST`: while that is away no job of the kind is taken.
+    kind cannot work without, such as `judge:HOST`: while that is away no job of the kind is taken. `probe` is for kinds
+    that use an accelerator: it uses it a little and raises what it meets; see `workers.quarantine`.
     """
 
     def make(handler: Callable[[Context, P], Verdict]) -> Kind:
-        return Kind(name, params, handler, isolation, max_attempts, timeout_s, retry, tuple(needs))
+        return Kind(name, params, handler, isolation, max_attempts, timeout_s, retry, tuple(needs), probe)
 
     return make
 

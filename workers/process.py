@@ -22,9 +22,10 @@ from opentelemetry import trace
 from pydantic import TypeAdapter
 
 from schemas.errors import JobError
-from schemas.outcome import Cancelled, Failed, Failure, Verdict
+from schemas.outcome import Cancelled, Failed, Failure, Usage, Verdict
 from wire import telemetry
 from wire.settings import PREFIX, Settings
+from workers import oom
 from workers.attempt import Attempt
 from workers.failures import suspect
 from workers.runner import Heard, Scratch, hear, unheard
@@ -36,6 +37,8 @@ _FAILURE: TypeAdapter[Failure | None] = TypeAdapter(Failure | None)
 EXIT_S = 5.0
 """How long a child may take to end once its socket is closed."""
 LINE_BYTES = 65_536
+BROKEN = "TAPE-6015"
+"""The code of a device context that is broken, whoever broke it: all that follows in that process fails alike."""
 TICK_S = 0.2
 """How often a running job is checked for cancellation and deadline while its child is silent."""
 
@@ -77,6 +80,8 @@ class ChildRunner:
         started = time.monotonic()
         try:
             connection = self._ensure()
+            assert self._process is not None
+            killed = oom.watch(self._process.pid)
         except OSError as error:
             told = JobError(f"the job's process did not start: {error}", code="TAPE-6002")
             return Failed(failure=Failure.of(told))
@@ -84,10 +89,10 @@ class ChildRunner:
             try:
                 connection.send_bytes(json.dumps(self._message(attempt, scratch)).encode())
                 verdict = self._await(connection, attempt, report, stopped)
-                if isinstance(verdict, Failed) and suspect(verdict.failure):
-                    self.kill()  # a broken device context does not heal; the next job must not meet it
+                if isinstance(verdict, Failed) and (suspect(verdict.failure) or verdict.failure.code == BROKEN):
+                    self.kill()  # it does not heal; the next job must not meet it
             except (EOFError, OSError):
-                verdict = Failed(failure=self._post_mortem())
+                verdict = self._post_mortem(killed)
         if verdict.usage.seconds == 0:
             usage = verdict.usage.model_copy(update={"seconds": time.monotonic() - started})
             verdict = verdict.model_copy(update={"usage": usage})
@@ -129,8 +134,10 @@ class ChildRunner:
             now = time.monotonic()
             if now > deadline:
                 self.kill()
-                error = JobError("the attempt was killed at its timeout", code="TAPE-7001", timeout_s=attempt.timeout_s)
-                return Failed(failure=Failure.of(error, detail=self._tail()))
+                late = JobError(
+                    "the attempt was killed at its timeout", code="TAPE-7001", timeout_s=attempt.timeout_s, hung=True
+                )
+                return Failed(failure=Failure.of(late, detail=self._tail()))
             if kill_at == float("inf") and stopped():
                 connection.send_bytes(b'{"type": "cancel"}')
                 kill_at = now + self._grace_s
@@ -176,19 +183,20 @@ class ChildRunner:
             self._reader.join(timeout=1.0)
         return "".join(self._log)
 
-    def _post_mortem(self) -> Failure:
+    def _post_mortem(self, killed: Callable[[], bool]) -> Failed:
         assert self._process is not None
-        try:
-            code = self._process.wait(timeout=EXIT_S)
-        except subprocess.TimeoutExpired:  # it closed our socket but lives on
-            _end(self._process)
-            code = self._process.wait()
-        how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        error = JobError(f"the job's process ended {how}", code="TAPE-6002", pid=self._process.pid)
+        code, peak = _reap(self._process)
+        if code == -signal.SIGKILL and killed():
+            told, known = "was killed by the kernel, for memory", "TAPE-6003"
+        else:
+            how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+            told, known = f"ended {how}", "TAPE-6002"
+        place: dict[str, Any] = {"pid": self._process.pid} | ({"peak_memory_bytes": peak} if peak else {})
+        error = JobError(f"the job's process {told}", code=known, **place)
         trace.get_current_span().record_exception(error)
         tail = self._tail()
         self._forget()
-        return Failure.of(error, detail=tail)
+        return Failed(failure=Failure.of(error, detail=tail), usage=Usage(peak_memory_bytes=peak))
 
     def kill(self) -> None:
         """End the child at once; the next job starts a new one."""
@@ -212,6 +220,24 @@ class ChildRunner:
             except subprocess.TimeoutExpired:
                 _end(self._process)
         self._process = None
+
+
+def _reap(process: subprocess.Popen[bytes]) -> tuple[int, int]:
+    """Wait for the end of a child that hung up, or end it; return its exit code, and the memory it had at its peak."""
+    until = time.monotonic() + EXIT_S
+    while process.returncode is None:
+        try:
+            found, status, used = os.wait4(process.pid, os.WNOHANG)
+        except ChildProcessError:
+            return process.wait(), 0
+        if found:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            return process.returncode, used.ru_maxrss * 1024
+        if time.monotonic() > until:  # it closed our socket but lives on
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        time.sleep(0.002)
+    return process.returncode, 0
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -115,8 +115,13 @@ def flood(context: Context, params: Trouble) -> Verdict:
 
 
 def device(*_: Any) -> Verdict:
-    """Meet an accelerator whose context is broken."""
-    raise JobError("CUDA error: unspecified launch failure", code="TAPE-6015", device="suspect")
+    """Meet an accelerator that is broken."""
+    raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+
+
+def launch(*_: Any) -> Verdict:
+    """Break the context of an accelerator."""
+    raise RuntimeError("CUDA error: unspecified launch failure")
 
 
 def ask(context: Context, params: Trouble) -> Verdict:
@@ -133,7 +138,7 @@ def ask(context: Context, params: Trouble) -> Verdict:
 
 DEEDS = {
     deed.__name__: deed
-    for deed in (work, deaf, segfault, leave, killed, hang_up, family, chatter, litter, odd, flood, device, ask)
+    for deed in (work, deaf, segfault, leave, killed, hang_up, family, chatter, litter, odd, flood, device, launch, ask)
 }
 
 

@@ -99,10 +99,13 @@ def test_a_job_succeeds_with_progress_usage_and_a_warm_child(runner: ChildRunner
     assert again.result["pid"] == first.result["pid"] == runner.pid != os.getpid()
 
 
-def test_a_child_that_met_a_broken_device_is_not_used_again(runner: ChildRunner) -> None:
+@pytest.mark.parametrize(("do", "code"), [("device", "TAPE-6016"), ("launch", "TAPE-6015")])
+def test_a_child_that_met_a_broken_device_is_not_used_again(runner: ChildRunner, do: str, code: str) -> None:
     run(runner, attempt())
     before = runner.pid
-    assert failure(run(runner, attempt("device"))).place["device"] == "suspect"
+    told = failure(run(runner, attempt(do)))
+    assert told.code == code
+    assert (told.place.get("device") == "suspect") == (do == "device"), "a launch may fail for the job's own code"
     assert runner.pid is None
     assert isinstance(run(runner, attempt()), Succeeded)
     assert runner.pid not in (None, before)
@@ -196,6 +199,7 @@ def test_a_job_is_killed_at_its_timeout_with_all_it_started(runner: ChildRunner,
     told: list[dict[str, Any]] = []
     verdict = run(runner, attempt("family", seconds=60, timeout_s=2.5), told=told)
     assert (failure(verdict).code, failure(verdict).failure) == ("TAPE-7001", FailureClass.TIMEOUT)
+    assert failure(verdict).place["hung"], "the worker must doubt the device"
     assert 2.5 <= verdict.usage.seconds < 20
     (grandchild,) = (entry["pid"] for entry in told)
     assert wait_until(lambda: not running(grandchild), deadline_s=5)
@@ -214,8 +218,10 @@ def running(pid: int) -> bool:
 def test_a_child_that_dies_costs_one_attempt(runner: ChildRunner, do: str, how: str) -> None:
     run(runner, attempt())
     pid = runner.pid
-    told = failure(run(runner, attempt(do)))
-    assert (told.code, told.failure, told.place) == ("TAPE-6002", FailureClass.CRASHED, {"pid": pid})
+    verdict = run(runner, attempt(do))
+    told = failure(verdict)
+    assert (told.code, told.failure, told.place["pid"]) == ("TAPE-6002", FailureClass.CRASHED, pid)
+    assert 10_000_000 < told.place["peak_memory_bytes"] == verdict.usage.peak_memory_bytes
     assert how in told.message
     if do == "segfault":
         assert "last words on stderr" in told.detail

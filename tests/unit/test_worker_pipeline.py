@@ -326,19 +326,3 @@ def test_a_timeout_is_obeyed_between_steps(monkeypatch: pytest.MonkeyPatch) -> N
     assert last.type is EventType.RETRYING
     assert last.failure is not None
     assert last.failure.failure is FailureClass.TIMEOUT
-
-
-def test_a_failing_device_is_told_until_a_job_goes_well_again() -> None:
-    moods = iter([JobError("CUDA error", code="TAPE-6015", device="suspect"), JobError("odd", code="TAPE-6001"), None])
-
-    def handler(*_: object) -> Succeeded:
-        if (mood := next(moods)) is not None:
-            raise mood
-        return Succeeded()
-
-    bench = Bench(kind(handler))
-    told = []
-    for number in range(3):
-        bench.run(record(f"job-{number}"))
-        told.append(bench.gate.device)
-    assert told == ["CUDA error", "CUDA error", None]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from schemas.job import Evaluation
 from schemas.outcome import Succeeded, Usage, Verdict
 from workers.context import Context
-from workers.handlers.models import model_for
+from workers.handlers.models import model_for, probe
 from workers.kinds import kind
 from workers.refs import MODELS, resolve
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from workers.llm.score import Item
 
 
-@kind("evaluation", params=Evaluation, max_attempts=3, needs=(MODELS,))
+@kind("evaluation", params=Evaluation, max_attempts=3, needs=(MODELS,), probe=probe)
 def evaluation(context: Context, params: Evaluation) -> Verdict:
     """Measure. The result holds the numbers with their counts; the artifact holds every item."""
     from workers.llm import data, score

@@ -7,12 +7,12 @@ import json
 from schemas.job import Inference
 from schemas.outcome import Succeeded, Usage, Verdict
 from workers.context import Context
-from workers.handlers.models import model_for
+from workers.handlers.models import model_for, probe
 from workers.kinds import kind
 from workers.refs import MODELS, resolve
 
 
-@kind("inference", params=Inference, max_attempts=3, needs=(MODELS,))
+@kind("inference", params=Inference, max_attempts=3, needs=(MODELS,), probe=probe)
 def inference(context: Context, params: Inference) -> Verdict:
     """Generate. A single answer is in the result; those of a file are an artifact, one line a row, in its order."""
     from workers.llm import data

@@ -16,6 +16,13 @@ KEPT = 2
 _warm: OrderedDict[tuple[Path, Path | None, int | None], Model] = OrderedDict()
 
 
+def probe() -> None:
+    """Use the accelerator a little; raises what it meets."""
+    from workers.llm.model import probe
+
+    probe()
+
+
 def model_for(context: Context, model: str, adapter: str | None, threads: int | None) -> Model:
     """Return a loaded model, warm from an earlier job of this process where it can be; the last two are kept."""
     from workers.llm.model import load

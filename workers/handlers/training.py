@@ -5,11 +5,12 @@ from __future__ import annotations
 from schemas.job import Training
 from schemas.outcome import Cancelled, Succeeded, Usage, Verdict
 from workers.context import Context
+from workers.handlers.models import probe
 from workers.kinds import kind
 from workers.refs import MODELS, resolve
 
 
-@kind("training", params=Training, max_attempts=3, needs=(MODELS,))
+@kind("training", params=Training, max_attempts=3, needs=(MODELS,), probe=probe)
 def training(context: Context, params: Training) -> Verdict:
     """Fine-tune the base on the rows; the artifact holds safetensors, tokenizer, metrics and settings."""
     from workers.llm import data, train

@@ -25,6 +25,7 @@ MANIFEST = "manifest.json"
 ADAPTER = "adapter_config.json"
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"})
 CHUNK = 1 << 20
+NODE = Path("/dev/nvidia0")
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -177,6 +178,18 @@ def place(device: Device = "auto") -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise SetupError("no CUDA device is here", code="TAPE-8003", hint="use device=auto or cpu")
     return device
+
+
+def probe() -> None:
+    """Compute a little on the accelerator, if this machine has one; raises whatever it meets."""
+    import torch
+
+    device = place()
+    if device == "cpu" and torch.version.cuda is not None and NODE.exists():
+        raise RuntimeError("the NVIDIA driver is there, but no CUDA-capable device answers")
+    ones = torch.ones(128, 128, device=device)
+    if (found := float((ones @ ones).sum().item())) != 128.0**3:
+        raise RuntimeError(f"the device computes wrongly: {found:g} instead of {128**3}")
 
 
 def precision(device: str, wanted: Precision = "auto") -> torch.dtype:

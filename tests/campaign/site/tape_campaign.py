@@ -99,18 +99,35 @@ def fail(context: Context, task: Task) -> Verdict:
 
 
 def hog(context: Context, task: Task) -> Verdict:
-    """Ask for memory in proportion to the batch, under a limit that this process sets itself."""
+    """Use memory in proportion to the batch; whoever set a limit ends it."""
+    return Succeeded(result={"bytes": len(b"x" * (task.batch_size * task.size))})
+
+
+def hog_limited(context: Context, task: Task) -> Verdict:
+    """The same, under a limit that this process sets itself: it is told instead of killed."""
     soft = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (1 << 30, soft[1]))
     try:
-        return Succeeded(result={"bytes": len(bytearray(task.batch_size * task.size))})
+        return hog(context, task)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, soft)
 
 
+def use_device() -> None:
+    """Use the fake device: a file that says how it is. Raises what torch raises; may hang where no signal reaches."""
+    state = Path(os.environ["CAMPAIGN_DEVICE"]).read_text() if "CAMPAIGN_DEVICE" in os.environ else "well"
+    if state == "ecc":
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+    if state == "hang":
+        ctypes.PyDLL(None).pause()  # holds the interpreter's lock, as a driver's call may
+    if state == "gone":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def device(*_: Any) -> Verdict:
-    """Raise what torch raises when a card has fallen off."""
-    raise RuntimeError("CUDA error: unspecified launch failure")
+    """Compute on the fake device."""
+    use_device()
+    return Succeeded()
 
 
 def spill(context: Context, task: Task) -> Verdict:
@@ -120,7 +137,7 @@ def spill(context: Context, task: Task) -> Verdict:
 
 
 DEEDS: dict[str, Callable[[Context, Task], Verdict]] = {
-    deed.__name__: deed for deed in (work, segfault, once, fail, hog, device, spill)
+    deed.__name__: deed for deed in (work, segfault, once, fail, hog, hog_limited, device, spill)
 }
 
 
@@ -132,7 +149,7 @@ def perform(context: Context, task: Task) -> Verdict:
     return DEEDS[task.do](context, task)
 
 
-heavy = kind("heavy", params=Task, retry=PATIENCE)(perform)
+heavy = kind("heavy", params=Task, retry=PATIENCE, probe=use_device)(perform)
 quick = kind("quick", params=Task, isolation="thread", retry=PATIENCE)(perform)
 
 

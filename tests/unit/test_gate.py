@@ -1,0 +1,184 @@
+"""A device that failed: no heavy job until a fresh process found it well."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from worker_twin import NAMES, Bench, kind, record
+
+from schemas.errors import JobError, TapeError
+from schemas.event import EventType
+from schemas.outcome import Succeeded
+from wire.share import AckType
+from workers.gate import Gate
+from workers.kinds import Kind
+from workers.probe import apart, run
+from workers.quarantine import CAP_S, FIRST_S, LONG_S, REST_S, Quarantine
+
+BROKEN = JobError("CUDA error: uncorrectable ECC error encountered", code="TAPE-6016", device="suspect")
+HUNG = JobError("the attempt was killed at its timeout", code="TAPE-7001", hung=True)
+LATE = JobError("the attempt ran past its timeout", code="TAPE-7001")
+CAMPAIGN = Path(__file__).parents[1] / "campaign" / "site"
+
+
+class Ward:
+    """A quarantine whose time passes when it is told to."""
+
+    def __init__(self, *answers: str | None, probe: bool = True) -> None:
+        self.answers = list(answers)
+        self.pauses: list[float] = []
+        self.meanwhile: Callable[[], None] = lambda: None
+        self.begun: list[Callable[[], None]] = []
+        self.quarantine = Quarantine(self.probe if probe else None, wait=self.pauses.append, start=self.begun.append)
+
+    def probe(self) -> str | None:
+        self.meanwhile()
+        if not self.answers:
+            raise RuntimeError("the probe itself is broken")
+        return self.answers.pop(0)
+
+    def pass_on(self) -> None:
+        """Let the background go on until it ends."""
+        self.begun.pop()()
+
+
+def bench(ward: Ward, *moods: TapeError | None) -> Bench:
+    """A worker with a heavy and a light kind; its jobs end in these moods, one after another."""
+    left = iter(moods)
+
+    def handler(*_: object) -> Succeeded:
+        if (mood := next(left, None)) is not None:
+            raise mood
+        return Succeeded()
+
+    made = Bench(kind(handler), kind(name="shout", isolation="thread"))
+    made.gate = Gate(made.breakers, made.kinds, ward.quarantine)
+    for part in (made.executor, made.executor._admission, made.settler):
+        part._gate = made.gate
+    return made
+
+
+def test_a_device_error_stops_heavy_kinds_until_a_probe_passes() -> None:
+    ward = Ward("still broken", None)
+    worker = bench(ward, BROKEN)
+    assert worker.run(record("job-1")) is AckType.ACCEPT
+    assert worker.gate.device == "CUDA error: uncorrectable ECC error encountered"
+    assert (worker.gate.room("say"), worker.gate.room("shout")) == (0, None)
+
+    worker.run(record("job-2"))
+    (event,) = worker.events("job-2")
+    assert event.type is EventType.POSTPONED
+    assert event.failure is not None
+    assert "ECC" in event.failure.message
+    assert worker.run(record("job-3", kind_name="shout", topic=NAMES.jobs("shout", "bulk"))) is AckType.ACCEPT
+    assert worker.events("job-3")[-1].type is EventType.SUCCEEDED, "light work needs no device"
+    assert worker.gate.device is not None, "only a probe ends it"
+
+    ward.pass_on()
+    assert ward.pauses == [FIRST_S, 2 * FIRST_S]
+    assert (worker.gate.device, worker.gate.room("say")) == (None, None)
+    worker.run(record("job-4"))
+    assert worker.events("job-4")[-1].type is EventType.SUCCEEDED
+
+
+@pytest.mark.parametrize(("error", "doubted"), [(HUNG, True), (LATE, False), (JobError("odd"), False)])
+def test_a_job_that_hung_casts_doubt_on_the_device(error: TapeError, doubted: bool) -> None:
+    worker = bench(Ward(), error)
+    worker.run(record())
+    assert (worker.gate.device is not None) == doubted
+
+
+def test_where_nobody_can_probe_a_hung_job_is_only_a_hung_job() -> None:
+    worker = bench(Ward(probe=False), HUNG)
+    worker.run(record())
+    assert worker.gate.device is None
+
+
+def test_without_a_probe_the_device_rests_and_longer_each_time() -> None:
+    ward = Ward(probe=False)
+    for _ in range(8):
+        ward.quarantine.blame("broken")
+        ward.pass_on()
+        assert ward.quarantine.reason is None
+    assert ward.pauses == [min(LONG_S, REST_S * 2.0**strike) for strike in range(8)]
+    ward.quarantine.well()
+    ward.quarantine.blame("broken")
+    ward.pass_on()
+    assert ward.pauses[-1] == REST_S, "a job went well in between"
+
+
+def test_an_error_while_it_is_probed_outlives_the_probe() -> None:
+    ward = Ward(None, None)
+
+    def again() -> None:
+        if len(ward.answers) == 2:
+            ward.quarantine.blame("again")
+        assert ward.quarantine.reason == ("again" if len(ward.answers) == 1 or ward.pauses else "first")
+
+    ward.meanwhile = again
+    ward.quarantine.blame("first")
+    ward.pass_on()
+    assert (len(ward.pauses), ward.quarantine.reason) == (2, None)
+    assert ward.begun == [], "two would probe at once"
+
+
+def test_a_probe_that_breaks_proves_nothing() -> None:
+    ward = Ward()
+    ward.meanwhile = lambda: ward.answers.append(None) if len(ward.pauses) == 2 else None
+    ward.quarantine.blame("broken")
+    ward.pass_on()
+    assert len(ward.pauses) == 2
+
+
+@given(
+    st.lists(st.sampled_from(["blame", "doubt", "well", "probe"]), max_size=40), st.lists(st.booleans()), st.booleans()
+)
+def test_it_is_in_use_only_after_a_good_probe(steps: list[str], probes: list[bool], able: bool) -> None:
+    """Whatever the order: blamed means out of use, one background at a time, and pauses within their limits."""
+    ward, blamed = Ward(probe=able), False
+    for step in steps:
+        if step == "probe" and ward.begun:
+            ward.answers = [*("broken" for well in probes if not well), None]
+            ward.pass_on()
+            blamed = False
+        elif step == "blame" or (step == "doubt" and able):
+            getattr(ward.quarantine, step)("broken")
+            blamed = True
+        elif step in {"doubt", "well"}:
+            getattr(ward.quarantine, step)(*(["broken"] if step == "doubt" else []))
+        assert (ward.quarantine.reason is not None) == blamed
+        assert len(ward.begun) == int(blamed)
+    first, cap = (FIRST_S, CAP_S) if able else (REST_S, LONG_S)
+    assert all(first <= pause <= cap for pause in ward.pauses)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("state", "limit_s", "wrong"),
+    [
+        ("well", 60.0, None),
+        ("ecc", 60.0, "uncorrectable ECC"),
+        ("hang", 3.0, "within 3 s"),
+        ("gone", 60.0, "ended with"),
+    ],
+)
+def test_a_fresh_process_probes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, limit_s: float, wrong: str | None
+) -> None:
+    device = tmp_path / "device"
+    device.write_text(state)
+    monkeypatch.setenv("CAMPAIGN_DEVICE", str(device))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(CAMPAIGN), str(CAMPAIGN.parents[2])]))
+    found = run(["heavy"], limit_s=limit_s)
+    assert found is None if wrong is None else wrong in (found or "")
+
+
+def test_only_kinds_that_say_how_are_probed() -> None:
+    assert apart([kind(), kind(name="shout")]) is None
+    one: Kind = kind()
+    assert apart([Kind(one.name, one.params, one.handler, probe=lambda: None)]) is not None
