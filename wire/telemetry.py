@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -34,14 +34,19 @@ CLOSE_S = 3.0
 """How long a process that ends waits for its last spans to be taken; a dead collector would hold it half a minute."""
 
 
+def bounded(end: Callable[[], object]) -> None:
+    """Let an exporter end, and wait for it `CLOSE_S` at most."""
+    last = threading.Thread(target=end, name="last-telemetry", daemon=True)
+    last.start()
+    last.join(CLOSE_S)
+
+
 class _Provider(TracerProvider):
     """A provider whose end is bounded."""
 
     def shutdown(self) -> None:
         """Send what is left, for `CLOSE_S` at most."""
-        last = threading.Thread(target=super().shutdown, name="last-spans", daemon=True)
-        last.start()
-        last.join(CLOSE_S)
+        bounded(super().shutdown)
 
 
 class FileExporter(SpanExporter):

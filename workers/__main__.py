@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--lanes", default=",".join(Lane), help="lanes to read (default interactive,bulk)")
     parser.add_argument("--grace", type=float, default=20.0, help="seconds running jobs get after SIGTERM (default 20)")
     parser.add_argument(
-        "--health-port", type=int, default=None, help="serve /live, /ready and /busy; 0 takes a free port"
+        "--health-port", type=int, default=None, help="serve /live, /ready, /busy and /metrics; 0 takes a free port"
     )
     parser.add_argument("--once", action="store_true", help="take one job, settle it, and end")
     parser.add_argument("--idle-exit", type=float, metavar="S", help="end after S seconds without a job")

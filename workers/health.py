@@ -1,4 +1,4 @@
-"""The health endpoint: `/live`, `/ready` and `/busy` as JSON, for an orchestrator's probes."""
+"""The health endpoint: `/live`, `/ready` and `/busy` as JSON, for an orchestrator's probes, and `/metrics` as text."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 from schemas.errors import ConflictError
 
 Probe = Callable[[], tuple[bool, dict[str, Any]]]
+Page = Callable[[], tuple[str, bytes]]
+"""Gives a content type and the content."""
 
 
 class Health:
@@ -19,14 +21,30 @@ class Health:
     Port 0 takes a free one, see `port`. Raises `ConflictError` (TAPE-3003) when the port is taken.
     """
 
-    def __init__(self, probes: dict[str, Probe], *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        probes: dict[str, Probe],
+        *,
+        pages: dict[str, Page] | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+    ) -> None:
+        known = sorted([*probes, *(pages or {})])
+
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                probe = probes.get(self.path.strip("/"))
-                good, body = probe() if probe else (False, {"error": "no such probe", "probes": sorted(probes)})
+                name = self.path.strip("/")
+                if pages and name in pages:
+                    self._answer(200, *pages[name]())
+                    return
+                probe = probes.get(name)
+                good, body = probe() if probe else (False, {"error": "no such probe", "probes": known})
                 data = json.dumps({"ok": good, **body}).encode()
-                self.send_response(200 if good else 503 if probe else 404)
-                self.send_header("content-type", "application/json")
+                self._answer(200 if good else 503 if probe else 404, "application/json", data)
+
+            def _answer(self, status: int, kind: str, data: bytes) -> None:
+                self.send_response(status)
+                self.send_header("content-type", kind)
                 self.send_header("content-length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)

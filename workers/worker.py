@@ -24,6 +24,7 @@ from schemas.errors import AuthError, NotFoundError, TapeError, UnavailableError
 from schemas.ids import uuid7
 from schemas.job import Lane
 from schemas.topics import Names, groups, movers, topics
+from wire import metrics
 from wire.blobs import Blobs, open_store
 from wire.kafka import Link, connection
 from wire.publish import KafkaPublisher, Publisher
@@ -42,6 +43,7 @@ from workers.guard import Guarded, Guards
 from workers.health import Health
 from workers.kinds import Kind, load
 from workers.lease import Consumer, LeaseLoop, Source
+from workers.meter import Meter
 from workers.presence import Announcer, Post
 from workers.process import ChildRunner
 from workers.runner import InlineRunner, Runner
@@ -116,14 +118,20 @@ class Worker:
         self._hurry, self._ended = threading.Event(), threading.Event()
         self._net: Any = None
         self._stop_at = float("inf")
+        self._metrics = metrics.configure(settings, "worker", page=options.health_port is not None)
+        self._meter = Meter(self._metrics.meter, self._names, self.kinds)
         self.health = self._endpoint()
         if consume is None:
             _check(settings, self._names, tuple(self.kinds))
-        self._publisher = publisher or KafkaPublisher(settings, linger_ms=LINGER_MS, name=f"worker-{self.id}")
+        self._publisher = self._meter.tap(
+            publisher or KafkaPublisher(settings, linger_ms=LINGER_MS, name=f"worker-{self.id}")
+        )
         self._breakers = Breakers(self.id, now, self._say)
         self._gate = Gate(self._breakers, self.kinds)
         self._control = control or Controls(
-            follow_control(settings, self._names.control), breaker=self._breakers.apply, drain=self._told_to_drain
+            follow_control(settings, self._names.control),
+            breaker=partial(self._meter.breaker, self._breakers),
+            drain=self._told_to_drain,
         )
         # Tests that bring their own queue bring their own time, too.
         self._mover = Mover(settings, name=self.id) if options.move and consume is None else None
@@ -135,6 +143,7 @@ class Worker:
         self._built = False
         self.loop = self._build(consume or self._share)
         self._built = True
+        self._meter.look(self._breakers, self.loop, self._pools.values(), self._again, self._mover)
 
     def _build(self, consume: Consume) -> LeaseLoop:
         settler = Settler(
@@ -162,7 +171,8 @@ class Worker:
             if light not in self._pools:
                 make = partial(self._runner, light)
                 name = "thread" if light else "slot"
-                self._pools[light] = Pool(self.options.slots, make, executor.execute, name=name, light=light)
+                work = self._meter.slots(executor.execute)
+                self._pools[light] = Pool(self.options.slots, make, work, name=name, light=light)
         sources = [
             Source(kind, lane, self._open(consume, kind, lane), self._pool_of(kind))
             for kind in self.kinds
@@ -219,7 +229,7 @@ class Worker:
         if self.options.health_port is None:
             return None
         probes = {"live": self._live, "ready": self._ready, "busy": self._busy}
-        return Health(probes, port=self.options.health_port)
+        return Health(probes, pages={"metrics": self._metrics.page}, port=self.options.health_port)
 
     def _live(self) -> tuple[bool, dict[str, Any]]:
         age = self.loop.age
@@ -313,6 +323,7 @@ class Worker:
         finally:
             self.loop.close(timeout=5.0)
             self._control.close()
+            self._metrics.close()
             if self._net is not None:
                 self._net.close()
             if self.health is not None:
