@@ -11,9 +11,10 @@ import typer
 
 from producers.cli import redrive
 from producers.cli.exits import Exit
+from producers.cli.options import grouped
 from producers.cli.parse import moment
 from producers.cli.shell import Shell
-from producers.cli.sieve import Chosen, desk, filtered, sure
+from producers.cli.sieve import Filters, desk, sure
 from schemas.errors import InvalidError, NotFoundError
 
 if TYPE_CHECKING:
@@ -35,11 +36,11 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 def add(app: typer.Typer) -> None:
     """Add the commands."""
     family = typer.Typer(help="Dead letters: look at them, send them back, discard them.")
-    family.command(name="ls")(filtered(listed))
+    family.command(name="ls")(grouped(listed))
     family.command()(show)
-    family.command()(filtered(export))
+    family.command()(grouped(export))
     family.command(name="import")(imported)
-    family.command()(filtered(discard))
+    family.command()(grouped(discard))
     family.command()(audit)
     redrive.add(family)
     app.add_typer(family, name="dead")
@@ -47,16 +48,18 @@ def add(app: typer.Typer) -> None:
 
 def listed(
     context: typer.Context,
-    chosen: Chosen,
     by: Annotated[str | None, typer.Option(help="Group by code, class, kind, tenant, model or status.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Also the redriven and discarded ones.")] = False,
     status: Annotated[list[str] | None, typer.Option(help="waiting, redriven, discarded or twin.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="The newest ones.")] = 50,
+    *,
+    filters: Filters,
 ) -> None:
     """List the dead letters that wait for a decision, newest last."""
     shell: Shell = context.obj
     from producers.dead.filters import STATUSES
 
+    chosen = filters.read()
     for name, value, known in (("--by", by, GROUPS), *(("--status", one, STATUSES) for one in status or ())):
         if value is not None and value not in known:
             raise InvalidError(
@@ -114,9 +117,10 @@ def show(
 
 def export(
     context: typer.Context,
-    chosen: Chosen,
     file: Annotated[Path | None, typer.Option(help="Where to; default: stdout.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Also the redriven and discarded ones.")] = False,
+    *,
+    filters: Filters,
 ) -> None:
     """Write dead letters as JSON lines, every byte of them; mend the values there and `tape dead import` them."""
     shell: Shell = context.obj
@@ -124,6 +128,7 @@ def export(
 
     from producers.dead import export as exports
 
+    chosen = filters.read()
     count = 0
     out = sys.stdout if file is None else file.open("w", encoding="utf-8")
     try:
@@ -167,17 +172,19 @@ def imported(
 
 def discard(
     context: typer.Context,
-    chosen: Chosen,
     reason: Reason,
     undo: Annotated[bool, typer.Option("--undo", help="Let discarded ones wait again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count them; change nothing.")] = False,
     yes: Yes = False,
+    *,
+    filters: Filters,
 ) -> int:
     """Decide that letters stay dead. Nothing is deleted: `ls --all` still has them, and `--undo` takes it back."""
     shell: Shell = context.obj
     from producers.redrive.decide import decide
     from schemas.dead import Became
 
+    chosen = filters.read()
     if not chosen.filter.told() and chosen.topic is None:
         raise InvalidError(
             "this would discard every dead letter there is", code="TAPE-1010",

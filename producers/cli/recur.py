@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from producers.cli.parse import duration, pairs, parameters
+from producers.cli.options import Params, Treatment, grouped
 from producers.cli.shell import Shell
 from schemas.errors import ConflictError, InvalidError, NotFoundError
 
@@ -22,25 +23,27 @@ Named = Annotated[str, typer.Argument(help="Its name.")]
 def add(app: typer.Typer) -> None:
     """Add the commands."""
     family = typer.Typer(help="Recurring jobs. Workers submit them; `python -m workers.delay` does nothing else.")
-    family.command(name="add")(create)
+    family.command(name="add")(grouped(create))
     family.command(name="ls")(listed)
     family.command(name="rm")(remove)
     app.add_typer(family, name="recur")
 
 
-def create(  # noqa: PLR0913, PLR0917 - one parameter an option
+@dataclass(frozen=True)
+class When:
+    """The moments at which it is submitted."""
+
+    cron: Annotated[str, typer.Option(help="minute hour day month weekday, e.g. '0 9 * * MON-FRI'.")]
+    timezone: Annotated[str, typer.Option(help="IANA name, e.g. Europe/Berlin.")] = "UTC"
+
+
+def create(
     context: typer.Context,
     name: Named,
     kind: Annotated[str, typer.Option(help="training, evaluation, inference, indexing, or an installed kind.")],
-    cron: Annotated[str, typer.Option(help="minute hour day month weekday, e.g. '0 9 * * MON-FRI'.")],
-    timezone: Annotated[str, typer.Option(help="IANA name, e.g. Europe/Berlin.")] = "UTC",
-    params: Annotated[str | None, typer.Option(help="The parameters: JSON, @FILE, or - for stdin.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="One parameter, key=value.")] = None,
-    lane: Annotated[str, typer.Option(help="interactive or bulk.")] = "bulk",
-    tenant: Annotated[str | None, typer.Option(help="Whose jobs they are.")] = None,
-    timeout: Annotated[str | None, typer.Option(help="How long one attempt may run, e.g. 30m.")] = None,
-    max_attempts: Annotated[int | None, typer.Option(help="Attempts before one is given up.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="A label, key=value.")] = None,
+    when: When,
+    params: Params,
+    treatment: Treatment,
     replace: Annotated[bool, typer.Option("--replace", help="Change it if it is there.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print it; add nothing.")] = False,
 ) -> None:
@@ -53,16 +56,15 @@ def create(  # noqa: PLR0913, PLR0917 - one parameter an option
     from wire.cron import Cron
 
     settings = shell.settings
-    found = parameters(params, set_ or [])
-    wanted = {
-        "name": name, "cron": cron, "timezone": timezone, "kind": kind, "lane": lane, "params": found,
-        "tenant": tenant or settings.tenant, "max_attempts": max_attempts, "labels": pairs(label or [], "--label"),
-        "timeout_s": duration(timeout, "--timeout").total_seconds() if timeout else None,
-        "added_at": datetime.now(UTC),
+    found, treated = params.read(), treatment.read()
+    wanted = treated | {
+        "name": name, "cron": when.cron, "timezone": when.timezone, "kind": kind, "params": found,
+        "tenant": treatment.tenant or settings.tenant, "added_at": datetime.now(UTC),
     }  # fmt: skip
     template = codec.parse(Recurring, wanted)
-    following = Cron(cron, timezone).after(template.added_at)
-    prepare(Request(kind, found, lane=lane), Names(settings.prefix), tenant=template.tenant)  # the kind's own checks
+    following = Cron(template.cron, template.timezone).after(template.added_at)
+    checked = Request(kind, found, lane=treatment.lane)  # by the kind's own rules
+    prepare(checked, Names(settings.prefix), tenant=template.tenant)
     if not dry_run:
         if not replace and name in _read(shell):
             raise ConflictError("there is a recurring job of this name", field=name, hint="add --replace to change it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from producers.cli.exits import Exit
+from producers.cli.options import grouped
 from producers.cli.shell import Shell
-from producers.cli.sieve import Chosen, desk, filtered
+from producers.cli.sieve import Filters, desk
 from schemas.errors import ConflictError
 
 if TYPE_CHECKING:
@@ -25,29 +27,49 @@ NOTE_S, STILL_S = 2.0, 30.0
 """How often a run tells how far it is, and that nothing has changed."""
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The redrive's id.")]
-Canary = Annotated[int | None, typer.Option(min=0, help="Send so many first, and wait for their outcomes.")]
-Rate = Annotated[float | None, typer.Option(min=0.01, help="Jobs a second at most.")]
-HaltAbove = Annotated[float | None, typer.Option(min=0, max=100, help="Halt when more % failed again. [20]")]
-CanaryTimeout = Annotated[str | None, typer.Option(help="Halt when the canary takes longer, e.g. 30m.")]
-Wait = Annotated[bool, typer.Option("--wait", help="Wait until every job has ended; exit code 6 if some failed.")]
+
+
+@dataclass(frozen=True)
+class Pacing:
+    """How fast a redrive goes, and when it stops."""
+
+    canary: Annotated[int | None, typer.Option(min=0, help="Send so many first, and wait for their outcomes.")] = None
+    rate: Annotated[float | None, typer.Option(min=0.01, help="Jobs a second at most.")] = None
+    halt_above: Annotated[float | None, typer.Option(min=0, max=100, help="Halt when more % failed again. [20]")] = None
+    canary_timeout: Annotated[str | None, typer.Option(help="Halt when the canary takes longer, e.g. 30m.")] = None
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until every job has ended; exit code 6 if some failed.")
+    ] = False
+
+    def read(self) -> Pace:
+        """Return it as the runner takes it. Raises `InvalidError` (TAPE-1010)."""
+        from producers.cli.parse import duration
+        from producers.redrive.pace import Pace
+
+        timeout = self.canary_timeout
+        limit = duration(timeout, "--canary-timeout").total_seconds() if timeout else None
+        return Pace(
+            canary=self.canary, rate=self.rate, halt_above=self.halt_above, canary_timeout_s=limit, wait=self.wait
+        )  # fmt: skip
 
 
 def add(app: typer.Typer) -> None:
     """Add the commands."""
     family = typer.Typer(help="Send dead letters back by plan: a few first, each once, halted when they fail again.")
-    family.command()(filtered(plan))
+    family.command()(grouped(plan))
     for command in (run, resume, status, halt):
-        family.command()(command)
+        family.command()(grouped(command))
     family.command(name="ls")(listed)
     app.add_typer(family, name="redrive")
 
 
 def plan(
     context: typer.Context,
-    chosen: Chosen,
     patch: Annotated[Path | None, typer.Option(help="A JSON Patch (RFC 6902) that mends every payload.")] = None,
     max_replays: Annotated[int, typer.Option(min=1, help="Leave jobs that came back so often.")] = 3,
     reason: Annotated[str, typer.Option(help="Why; it is kept in the audit trail.")] = "",
+    *,
+    filters: Filters,
 ) -> None:
     """Say what would be sent back, what not and why, and what it may cost; nothing is moved. Prints the plan's id."""
     shell: Shell = context.obj
@@ -57,6 +79,7 @@ def plan(
     from producers.redrive.plan import Wish
     from producers.redrive.plan import plan as make
 
+    chosen = filters.read()
     mend = Patch.load(patch) if patch else None
     with desk(shell) as found:
         topics = chosen.topics(found)
@@ -79,30 +102,14 @@ def plan(
     shell.output.next(f"tape dead redrive run {made.id} --canary {canary} --rate 50 --halt-above 20")
 
 
-def run(
-    context: typer.Context,
-    redrive: Id,
-    canary: Canary = None,
-    rate: Rate = None,
-    halt_above: HaltAbove = None,
-    canary_timeout: CanaryTimeout = None,
-    wait: Wait = False,
-) -> int:
+def run(context: typer.Context, redrive: Id, pacing: Pacing) -> int:
     """Send a plan's letters back. Safe to run again after any crash; exit code 8 when it halted by itself."""
-    return _run(context.obj, redrive, _pace(canary, rate, halt_above, canary_timeout, wait), resumed=False)
+    return _run(context.obj, redrive, pacing.read(), resumed=False)
 
 
-def resume(
-    context: typer.Context,
-    redrive: Id,
-    canary: Canary = None,
-    rate: Rate = None,
-    halt_above: HaltAbove = None,
-    canary_timeout: CanaryTimeout = None,
-    wait: Wait = False,
-) -> int:
+def resume(context: typer.Context, redrive: Id, pacing: Pacing) -> int:
     """Go on with a redrive that was halted, or whose runner died; what was moved is not moved again."""
-    return _run(context.obj, redrive, _pace(canary, rate, halt_above, canary_timeout, wait), resumed=True)
+    return _run(context.obj, redrive, pacing.read(), resumed=True)
 
 
 def status(context: typer.Context, redrive: Id) -> int:
@@ -206,16 +213,6 @@ def _counts(value: Any) -> Any:
     if isinstance(value, dict) and all(isinstance(count, int) for count in value.values()):
         return ", ".join(f"{count:,} {name}" for name, count in value.items())
     return value
-
-
-def _pace(
-    canary: int | None, rate: float | None, halt_above: float | None, canary_timeout: str | None, wait: bool
-) -> Pace:
-    from producers.cli.parse import duration
-    from producers.redrive.pace import Pace
-
-    limit = duration(canary_timeout, "--canary-timeout").total_seconds() if canary_timeout else None
-    return Pace(canary=canary, rate=rate, halt_above=halt_above, canary_timeout_s=limit, wait=wait)
 
 
 def _run(shell: Shell, identity: str, pace: Pace, *, resumed: bool) -> int:

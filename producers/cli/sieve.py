@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from producers.cli.options import Strings
 from producers.cli.parse import moment
 from producers.cli.shell import Shell
 from schemas.errors import InvalidError
 
 if TYPE_CHECKING:
     from producers.dead import Desk, Filter
-
-Strings = list[str] | None
-
-OPTIONS: dict[str, Any] = {
-    "jobs": Annotated[Strings, typer.Argument(metavar="[JOB|LETTER]...", help="Only these jobs or letters.")],
-    "kind": Annotated[Strings, typer.Option(help="Only this kind; may be repeated.")],
-    "tenant": Annotated[Strings, typer.Option(help="Only this tenant; may be repeated.")],
-    "class_": Annotated[Strings, typer.Option("--class", help="Only this failure class, e.g. transient; repeatable.")],
-    "code": Annotated[Strings, typer.Option(help="Only this error code, e.g. TAPE-6003; may be repeated.")],
-    "text": Annotated[str | None, typer.Option(help="In the error's text; /…/ is a regular expression.")],
-    "since": Annotated[str | None, typer.Option(help="Died after: 1h, 2d or an ISO time.")],
-    "until": Annotated[str | None, typer.Option(help="Died before: 1h, 2d or an ISO time.")],
-    "older": Annotated[str | None, typer.Option(help="Dead for longer than, e.g. 30m; the same as --until.")],
-    "model": Annotated[str | None, typer.Option(help="The model asked for; a part of its name is enough.")],
-    "attempt": Annotated[str | None, typer.Option(help="How often it was tried: 3, '>=3', '<2'.")],
-    "topic": Annotated[str | None, typer.Option(help="Any dead-letter topic, also another system's.")],
-}
 
 
 class Chosen(NamedTuple):
@@ -46,47 +30,48 @@ class Chosen(NamedTuple):
         return desk.dead(self.kinds, self.topic)
 
 
-def filtered(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the filter's options; it gets what they mean as `chosen`."""
-    own = inspect.signature(command, eval_str=True)
-    kept = [parameter for name, parameter in own.parameters.items() if name != "chosen"]
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    more = [inspect.Parameter(name, keyword, default=None, annotation=kind) for name, kind in OPTIONS.items()]
-    head = [parameter.replace(kind=keyword) for parameter in kept]
+@dataclass(frozen=True)
+class Filters:
+    """The filter's options."""
 
-    def wrapped(**given: Any) -> Any:
-        chosen = choose(**{name: given.pop(name) for name in OPTIONS})
-        return command(chosen=chosen, **given)
-
-    wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
-    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in [*head, *more]}
-    wrapped.__signature__ = own.replace(parameters=[*head, *more])  # type: ignore[attr-defined]
-    return wrapped
-
-
-def choose(**given: Any) -> Chosen:
-    """Read the filter's options. Raises `InvalidError` (TAPE-1010) that names the wrong one."""
-    from producers.dead import Filter
-
-    if given["until"] and given["older"]:
-        raise InvalidError("--until and --older say the same", code="TAPE-1010", field="--older", hint="give one")
-    until = given["until"] or given["older"]
-    kinds = tuple(given["kind"] or ())
-    if kinds and given["topic"]:
-        raise InvalidError("--kind and --topic say the same", code="TAPE-1010", field="--topic", hint="give one")
-    found = Filter(
-        kinds=kinds,
-        tenants=tuple(given["tenant"] or ()),
-        classes=tuple(given["class_"] or ()),
-        codes=tuple(given["code"] or ()),
-        text=given["text"],
-        since=moment(given["since"], "--since") if given["since"] else None,
-        until=moment(until, "--until" if given["until"] else "--older") if until else None,
-        model=given["model"],
-        attempt=given["attempt"],
-        jobs=tuple(given["jobs"] or ()),
+    jobs: Annotated[Strings, typer.Argument(metavar="[JOB|LETTER]...", help="Only these jobs or letters.")] = None
+    kind: Annotated[Strings, typer.Option(help="Only this kind; may be repeated.")] = None
+    tenant: Annotated[Strings, typer.Option(help="Only this tenant; may be repeated.")] = None
+    class_: Annotated[Strings, typer.Option("--class", help="Only this failure class, e.g. transient; repeatable.")] = (
+        None
     )
-    return Chosen(found, kinds, given["topic"])
+    code: Annotated[Strings, typer.Option(help="Only this error code, e.g. TAPE-6003; may be repeated.")] = None
+    text: Annotated[str | None, typer.Option(help="In the error's text; /…/ is a regular expression.")] = None
+    since: Annotated[str | None, typer.Option(help="Died after: 1h, 2d or an ISO time.")] = None
+    until: Annotated[str | None, typer.Option(help="Died before: 1h, 2d or an ISO time.")] = None
+    older: Annotated[str | None, typer.Option(help="Dead for longer than, e.g. 30m; the same as --until.")] = None
+    model: Annotated[str | None, typer.Option(help="The model asked for; a part of its name is enough.")] = None
+    attempt: Annotated[str | None, typer.Option(help="How often it was tried: 3, '>=3', '<2'.")] = None
+    topic: Annotated[str | None, typer.Option(help="Any dead-letter topic, also another system's.")] = None
+
+    def read(self) -> Chosen:
+        """Return what they mean. Raises `InvalidError` (TAPE-1010) that names the wrong one."""
+        from producers.dead import Filter
+
+        if self.until and self.older:
+            raise InvalidError("--until and --older say the same", code="TAPE-1010", field="--older", hint="give one")
+        until = self.until or self.older
+        kinds = tuple(self.kind or ())
+        if kinds and self.topic:
+            raise InvalidError("--kind and --topic say the same", code="TAPE-1010", field="--topic", hint="give one")
+        found = Filter(
+            kinds=kinds,
+            tenants=tuple(self.tenant or ()),
+            classes=tuple(self.class_ or ()),
+            codes=tuple(self.code or ()),
+            text=self.text,
+            since=moment(self.since, "--since") if self.since else None,
+            until=moment(until, "--until" if self.until else "--older") if until else None,
+            model=self.model,
+            attempt=self.attempt,
+            jobs=tuple(self.jobs or ()),
+        )
+        return Chosen(found, kinds, self.topic)
 
 
 @contextmanager

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from producers.cli.parse import duration, pairs, parameters
+from producers.cli.options import Params, Treatment, grouped
+from producers.cli.parse import duration
 from producers.cli.shell import Shell
 
 if TYPE_CHECKING:
@@ -21,26 +23,40 @@ SCHEMES = ("blob:", "artifact:", "builtin:", "file:")
 
 def add(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(submit)
+    app.command()(grouped(submit))
 
 
-def submit(  # noqa: PLR0913, PLR0917 - one parameter an option
+@dataclass(frozen=True)
+class Given(Params):
+    """A job's parameters, with the files among them."""
+
+    data: Annotated[str | None, typer.Option(help="A local file, uploaded to the store; or a blob: reference.")] = None
+    validation: Annotated[str | None, typer.Option(help="Like --data, for validation while training.")] = None
+
+
+@dataclass(frozen=True)
+class Once(Treatment):
+    """How to treat a job that is submitted once."""
+
+    key: Annotated[str | None, typer.Option(help="Idempotency key: the same key is the same job.")] = None
+    expires_in: Annotated[str | None, typer.Option(help="Do not start it after this, e.g. 2h.")] = None
+    start_in: Annotated[str | None, typer.Option(help="Do not start it before this, e.g. 8h.")] = None
+
+    def read(self) -> dict[str, Any]:
+        """Return it as fields of a request. Raises `InvalidError` (TAPE-1010) that names the wrong option."""
+        now = datetime.now(UTC)
+        return super().read() | {
+            "key": self.key,
+            "expires_at": now + duration(self.expires_in, "--expires-in") if self.expires_in else None,
+            "not_before": now + duration(self.start_in, "--start-in") if self.start_in else None,
+        }
+
+
+def submit(
     context: typer.Context,
     kind: Annotated[str, typer.Argument(help="training, evaluation, inference, indexing, or an installed kind.")],
-    params: Annotated[str | None, typer.Option(help="The parameters: JSON, @FILE, or - for stdin.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="One parameter, key=value; lora.rank=4 works.")
-    ] = None,
-    data: Annotated[str | None, typer.Option(help="A local file, uploaded to the store; or a blob: reference.")] = None,
-    validation: Annotated[str | None, typer.Option(help="Like --data, for validation while training.")] = None,
-    lane: Annotated[str, typer.Option(help="interactive or bulk.")] = "bulk",
-    tenant: Annotated[str | None, typer.Option(help="Whose job it is.")] = None,
-    key: Annotated[str | None, typer.Option(help="Idempotency key: the same key is the same job.")] = None,
-    timeout: Annotated[str | None, typer.Option(help="How long one attempt may run, e.g. 30m.")] = None,
-    expires_in: Annotated[str | None, typer.Option(help="Do not start it after this, e.g. 2h.")] = None,
-    start_in: Annotated[str | None, typer.Option(help="Do not start it before this, e.g. 8h.")] = None,
-    max_attempts: Annotated[int | None, typer.Option(help="Attempts before it is given up.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="A label, key=value.")] = None,
+    given: Given,
+    treatment: Once,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the outcome and print it.")] = False,
     wait_timeout: Annotated[str | None, typer.Option(help="How long to wait at most.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the record; send nothing.")] = False,
@@ -49,18 +65,8 @@ def submit(  # noqa: PLR0913, PLR0917 - one parameter an option
     shell: Shell = context.obj
     from producers.request import Request
 
-    found = parameters(params, set_ or [])
-    options: dict[str, Any] = {
-        "lane": lane,
-        "tenant": tenant,
-        "key": key,
-        "timeout_s": duration(timeout, "--timeout").total_seconds() if timeout else None,
-        "expires_at": datetime.now(UTC) + duration(expires_in, "--expires-in") if expires_in else None,
-        "not_before": datetime.now(UTC) + duration(start_in, "--start-in") if start_in else None,
-        "max_attempts": max_attempts,
-        "labels": pairs(label or [], "--label"),
-    }
-    files = {name: text for name, text in (("data", data), ("validation", validation)) if text is not None}
+    found, options = given.read(), treatment.read()
+    files = {name: text for name, text in (("data", given.data), ("validation", given.validation)) if text is not None}
     limit = duration(wait_timeout, "--wait-timeout").total_seconds() if wait_timeout else None
     with shell.client() as client:
         found |= {name: _reference(shell, client, text, dry_run) for name, text in files.items()}
@@ -75,7 +81,7 @@ def submit(  # noqa: PLR0913, PLR0917 - one parameter an option
             shell.output.note(f"submitted {handle.id}")
             finish(shell, handle, limit)
             return
-        shell.output.record({"job": handle.id, "kind": kind, "lane": lane})
+        shell.output.record({"job": handle.id, "kind": kind, "lane": treatment.lane})
         shell.output.next(f"tape watch {handle.id}", f"tape result {handle.id} --wait")
 
 
