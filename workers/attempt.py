@@ -78,11 +78,15 @@ class Attempt:
         return self.kind.recorded or self.suspect
 
     @property
+    def expired(self) -> bool:
+        """Whether it came too late to be started."""
+        end = self.job.expires_at
+        return end is not None and self.started_at > end
+
+    @property
     def line(self) -> str:
-        """TOPIC/PARTITION/OFFSET of this record, or of the one that it is a copy of."""
-        record = self.record
-        told = next((raw for name, raw in record.headers if name == LINE and raw), b"")
-        return told.decode("utf-8", "replace")[:LONGEST] or str(Place(record.topic, record.partition, record.offset))
+        """The line of this record."""
+        return line_of(self.record)
 
     @property
     def policy(self) -> Policy:
@@ -94,6 +98,12 @@ class Attempt:
     def timeout_s(self) -> float | None:
         """Seconds this attempt may run; the request's own word wins over the kind's."""
         return self.job.timeout_s or self.kind.timeout_s
+
+
+def line_of(record: Written) -> str:
+    """Return TOPIC/PARTITION/OFFSET of a record, or of the one that it is a copy of."""
+    told = next((raw for name, raw in record.headers if name == LINE and raw), b"")
+    return told.decode("utf-8", "replace")[:LONGEST] or str(Place(record.topic, record.partition, record.offset))
 
 
 def identify(record: Written) -> str:

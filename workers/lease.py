@@ -9,8 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
@@ -19,7 +19,10 @@ from wire.share import AckType, ShareError
 from wire.share import Record as ShareRecord
 from wire.share.errors import LeaseLostError
 from workers.attempt import Record
+from workers.fair import Shares
+from workers.round import Rate, Round
 from workers.slots import ADAPT_S, Pool
+from workers.tenants import Moved, Tenants
 
 _LOG = structlog.get_logger("tickertape.lease")
 Place = tuple[str, int, int]
@@ -30,8 +33,8 @@ ROTATE_S = 0.025
 HORIZON_S = 0.1
 """Light pools buffer what they settle in this time, so that slots never wait for a fetch."""
 BUFFER_LIMIT = 2_000
-WEIGHTS = {"interactive": 4, "bulk": 1}
-"""Turns per round: interactive jobs first, bulk never starved."""
+ASIDE_LIMIT = 1_000
+"""Records on their way aside, above which no more are sent after them."""
 
 
 class Consumer(Protocol):
@@ -42,6 +45,7 @@ class Consumer(Protocol):
     @property
     def lock_timeout(self) -> float: ...
     def poll(self, max_records: int, timeout: float) -> Sequence[ShareRecord]: ...
+    def focus(self, partitions: Collection[int] | None) -> None: ...
     def acknowledge(self, record: ShareRecord, kind: AckType = ...) -> None: ...
     def flush(self, timeout: float) -> None: ...
     def close(self, timeout: float) -> None: ...
@@ -49,12 +53,18 @@ class Consumer(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Source:
-    """One consumer: the jobs of a kind and lane, and the pool that runs them."""
+    """One consumer: the jobs of a kind and lane, the pool that runs them, and whose they are."""
 
     kind: str
     lane: str
     consumer: Consumer
     pool: Pool
+    tenants: Tenants = field(default_factory=lambda: Tenants(Shares()))
+
+    @property
+    def promised(self) -> int:
+        """Records that may still come and want room; what is only put aside needs none."""
+        return 0 if self.tenants.digging else self.consumer.promised
 
 
 @dataclass(slots=True)
@@ -64,52 +74,8 @@ class Lease:
     record: ShareRecord
     source: Source
     renew_at: float
-
-
-class Rate:
-    """Settled jobs a second, smoothed over about a second."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._since, self._count, self.value = clock(), 0, 0.0
-
-    def add(self, count: int) -> None:
-        """Count settled jobs."""
-        self._count += count
-        elapsed = self._clock() - self._since
-        if elapsed >= 0.05:
-            weight = min(1.0, elapsed * 2)
-            self.value += weight * (self._count / elapsed - self.value)
-            self._since, self._count = self._clock(), 0
-
-
-class Round:
-    """Whose turn it is among the sources of a pool: a circle in which each has as many places as its lane weighs."""
-
-    def __init__(self, sources: Sequence[Source]) -> None:
-        self.sources = list(sources)
-        self._circle = [source for source in sources for _ in range(WEIGHTS.get(source.lane, 1))]
-        self._at = 0
-        self.asked_at = 0.0
-
-    def order(self) -> list[Source]:
-        """Return every source once, the one whose turn it is first."""
-        ordered: list[Source] = []
-        for source in self._circle[self._at :] + self._circle[: self._at]:
-            if source not in ordered:
-                ordered.append(source)
-        return ordered
-
-    def served(self) -> None:
-        """The turn was used: the next place of the circle has it."""
-        self._at = (self._at + 1) % len(self._circle)
-
-    def skip(self, waiting: Sequence[Source]) -> None:
-        """The turn was in vain: give it to the next source that does not wait already."""
-        for _ in self._circle:
-            self.served()
-            if self._circle[self._at] not in waiting:
-                return
+    aside: bool = False
+    """Whether it is only held until it was written anew."""
 
 
 class LeaseLoop:
@@ -120,6 +86,7 @@ class LeaseLoop:
         sources: Sequence[Source],
         *,
         forget: Callable[[Record], None] = lambda _: None,
+        aside: Callable[[Moved], None] = lambda _: None,
         gate: Callable[[str], int | None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         limit: int | None = None,
@@ -129,6 +96,11 @@ class LeaseLoop:
         self._pools = list({id(source.pool): source.pool for source in sources}.values())
         self._rounds = {id(pool): Round([source for source in sources if source.pool is pool]) for pool in self._pools}
         self._forget, self._gate, self._clock, self._idle_s = forget, gate, clock, idle_s
+        self._aside = aside
+        self._queues: dict[str, Tenants] = {}
+        self._spent: deque[tuple[Record, float]] = deque()
+        self._kept: deque[Record] = deque()
+        self._asides = 0
         self._left = limit
         self._held: dict[Place, Lease] = {}
         self._adrift: dict[int, Lease] = {}
@@ -153,8 +125,8 @@ class LeaseLoop:
         return len(self._held)
 
     def leases(self) -> list[tuple[Record, str]]:
-        """What is held now, each with its kind; callable from any thread."""
-        return [(lease.record, lease.source.kind) for lease in list(self._held.values())]
+        """What runs or waits for a slot now, each with its kind; callable from any thread."""
+        return [(lease.record, lease.source.kind) for lease in list(self._held.values()) if not lease.aside]
 
     def wake(self) -> None:
         """Make the loop look again at once; callable from any thread."""
@@ -164,6 +136,15 @@ class LeaseLoop:
     def done(self, record: Record, ack: AckType) -> None:
         """Tell that a record is settled; callable from any thread."""
         self._settled.append((record, ack))
+        self.wake()
+
+    def spent(self, record: Record, seconds: float) -> None:
+        """Tell for how long a job used its slot; callable from any thread."""
+        self._spent.append((record, seconds))
+
+    def keep(self, record: Record) -> None:
+        """Tell that a record could not be put aside: it waits for a slot here; callable from any thread."""
+        self._kept.append(record)
         self.wake()
 
     def lost(self, places: Iterable[Place]) -> None:
@@ -194,6 +175,7 @@ class LeaseLoop:
         """One turn: acknowledge, give back, renew, acquire."""
         self.beat = self._clock()
         self._acknowledge()
+        self._charge()
         if self._idle():
             self._draining = True
         if self._draining:
@@ -227,11 +209,28 @@ class LeaseLoop:
                 self._say(lease, ack)
             else:
                 lease = self._adrift.pop(id(record), None)
-            if lease is not None:
+            if lease is not None and lease.aside:
+                self._asides -= 1
+            elif lease is not None:
                 pool = id(lease.source.pool)
                 self._load[pool] -= 1
                 self._rates[pool].add(1)
                 self._forget(record)
+
+    def _charge(self) -> None:
+        spent = self._spent
+        for _ in range(len(spent)):
+            record, seconds = spent.popleft()
+            self._queues[record.topic].spent(record, seconds)
+        while self._kept:
+            record = self._kept.popleft()
+            lease = self._held.get((record.topic, record.partition, record.offset))
+            if lease is not None and lease.record is record and lease.aside:
+                lease.aside = False
+                self._asides -= 1
+                lease.source.tenants.rest()
+                self._load[id(lease.source.pool)] += 1
+                lease.source.pool.give(lease.record)
 
     def _part(self) -> None:
         """Let go of what was lost. Its job keeps its slot until it ends, so the slot is not given away twice."""
@@ -276,13 +275,16 @@ class LeaseLoop:
     def _acquire(self, pool: Pool) -> None:
         turn = self._rounds[id(pool)]
         rooms = {source.kind: self._gate(source.kind) for source in turn.sources}
+        crowded = self._load[id(pool)] >= pool.size
         for source in turn.sources:
+            source.tenants.crowd(crowded)
             if promised := source.consumer.promised:
                 self._take(source, source.consumer.poll(promised, 0.0))
-                if self._full or rooms[source.kind] == 0:
+                if self._full or rooms[source.kind] == 0 or source.tenants.vain():
                     self._take(source, source.consumer.poll(0, 0.0))
         if self._full:
             return
+        self._dig(turn, rooms)
         if shut := [source for source in turn.sources if rooms[source.kind] is not None]:
             self._pause = min(self._pause, ROTATE_S if len(shut) < len(turn.sources) else TICK_S)
         asking = [source for source in turn.order() if not source.consumer.promised and rooms[source.kind] != 0]
@@ -297,10 +299,19 @@ class LeaseLoop:
                 self._take(source, source.consumer.poll(0, 0.0))
         self._ask(pool, turn, asking, rooms)
         asked = [source.consumer.promised > 0 for source in turn.sources]
-        if any(asked) and not all(asked):
+        if (any(asked) and not all(asked)) or any(source.tenants.asking for source in turn.sources):
             self._pause = min(self._pause, ROTATE_S)
 
-    def _ask(self, pool: Pool, turn: Round, asking: Sequence[Source], rooms: dict[str, int | None]) -> None:
+    def _dig(self, turn: Round[Source], rooms: dict[str, int | None]) -> None:
+        """Have put aside what lies before the job that comes next, whether there is room for that job or not."""
+        for source in turn.sources:
+            if source.consumer.promised or rooms[source.kind] == 0 or self._asides > ASIDE_LIMIT:
+                continue
+            if (plan := source.tenants.dig()) is not None:
+                source.consumer.focus(plan.partitions)
+                self._take(source, source.consumer.poll(plan.count, 0.0))
+
+    def _ask(self, pool: Pool, turn: Round[Source], asking: Sequence[Source], rooms: dict[str, int | None]) -> None:
         """Ask the sources for what there is room for; one whose dependency is on trial for one job in all."""
         room = self._room(pool, turn.sources)
         for place, source in enumerate(asking):
@@ -312,15 +323,20 @@ class LeaseLoop:
                 share = min(share, limit - held - sum(o.consumer.promised for o in asking if o.kind == source.kind))
                 if share <= 0:
                     continue
-            records = source.consumer.poll(share, 0.0)
-            room -= len(records) + source.consumer.promised
+            if (plan := source.tenants.plan(share)) is None:
+                continue
+            source.consumer.focus(plan.partitions)
+            records = source.consumer.poll(plan.count, 0.0)
+            room -= min(share, len(records)) + source.promised
             self._take(source, records)
 
     def _room(self, pool: Pool, mine: Sequence[Source]) -> int:
         buffer = 0
         if pool.light:  # a little more than can run, at least one for each source, so that none waits for its turn
-            buffer = min(BUFFER_LIMIT, max(len(mine), int(self._rates[id(pool)].value * HORIZON_S)))
-        room = pool.size + buffer - self._load[id(pool)] - sum(source.consumer.promised for source in mine)
+            buffer = min(BUFFER_LIMIT, int(self._rates[id(pool)].value * HORIZON_S))
+            if buffer or not self._rates[id(pool)].value:  # unless that turn is nothing beside the wait for a slot
+                buffer = max(len(mine), buffer)
+        room = pool.size + buffer - self._load[id(pool)] - sum(source.promised for source in mine)
         if self._left is None:
             return room
         return min(room, self._left - sum(source.consumer.promised for source in self.sources))
@@ -329,8 +345,16 @@ class LeaseLoop:
         if not records:
             return
         self._part()  # what was lost may be among these again, under a new lease
-        keep = 0 if self._draining else len(records) if self._left is None else min(self._left, len(records))
         renew_at = self._clock() + self._renewal
+        if not self._draining:
+            self._queues.setdefault(records[0].topic, source.tenants)
+            records, moved = source.tenants.sort(records, source.pool.size - self._load[id(source.pool)])
+            for one in moved:
+                place = one.record.topic, one.record.partition, one.record.offset
+                self._held[place] = Lease(one.record, source, renew_at, aside=True)
+                self._aside(one)
+            self._asides += len(moved)
+        keep = 0 if self._draining else len(records) if self._left is None else min(self._left, len(records))
         give = source.pool.give
         for record in records[:keep]:
             self._held[record.topic, record.partition, record.offset] = Lease(record, source, renew_at)
@@ -338,7 +362,8 @@ class LeaseLoop:
         for record in records[keep:]:
             self._say(Lease(record, source, renew_at), AckType.RELEASE)
         self._load[id(source.pool)] += keep
-        self._rounds[id(source.pool)].served()
+        if keep:
+            self._rounds[id(source.pool)].served()
         if self._left is not None:
             self._left -= keep
 

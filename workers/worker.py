@@ -7,7 +7,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,23 +16,23 @@ from typing import Any
 
 import structlog
 from kafka.net.selector import NetworkSelector
-from kafka.protocol.metadata import MetadataRequest
 
 from schemas.codec import dump
 from schemas.control import Control, Drain, Presence, key
-from schemas.errors import AuthError, NotFoundError, TapeError, UnavailableError
+from schemas.errors import TapeError
 from schemas.ids import uuid7
 from schemas.job import Lane
-from schemas.topics import Names, groups, movers, topics
+from schemas.topics import Names, groups, movers
 from wire import metrics
 from wire.blobs import Blobs, open_store
-from wire.kafka import Link, connection
+from wire.follow import Feed
 from wire.publish import KafkaPublisher, Publisher
 from wire.settings import Settings
-from wire.share import AcquireMode, Listener, OffsetRange, ShareConfig, ShareConsumer, ShareError
-from wire.share.errors import UNKNOWN_TOPIC_OR_PARTITION, AuthenticationError, AuthorizationError, UnsupportedError
+from wire.share import Listener, ShareConfig, ShareConsumer, ShareError
 from workers.admit import Signals
 from workers.again import Again
+from workers.aside import Aside
+from workers.attempt import Record
 from workers.breaker import Breakers
 from workers.claim import Claims
 from workers.control import Controls, follow_control
@@ -42,11 +42,13 @@ from workers.gate import Gate
 from workers.guard import Guarded, Guards
 from workers.health import Health
 from workers.kinds import Kind, load
-from workers.lease import Consumer, LeaseLoop, Source
+from workers.lease import Consumer, LeaseLoop
 from workers.meter import Meter
 from workers.presence import Announcer, Post
 from workers.process import ChildRunner
+from workers.queues import Consume, Listening, Queues, Ready, check, mapped, share_config
 from workers.runner import InlineRunner, Runner
+from workers.scout import Scout, ahead
 from workers.settle import Settler
 from workers.slots import Pool
 
@@ -55,11 +57,8 @@ STALE_S = 10.0
 """A loop that has not turned for this long is not live."""
 STOP_S = 6.0
 """What is told to stop at the end of the grace has this long; then it is handed back as it is."""
-ROTATING_WAIT_S, LONG_WAIT_S = 0.02, 0.25
-LINGER_MS, ACK_LINGER_S = 8.0, 0.02
-"""Under load events and acknowledgements wait this long for company: a third of the requests."""
-
-Consume = Callable[[str, str, bool, Callable[[], None], Listener], Consumer]
+LINGER_MS = 8.0
+"""Under load events wait this long for company: a third of the requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +74,6 @@ class Options:
     idle_s: float | None = None
     housekeep_s: float | None = None
     move: bool = True
-
-
-class _Losses(Listener):
-    """Passes lost leases on to the loop and the claims, and trouble to the log."""
-
-    def __init__(self, lost: Callable[[Iterable[tuple[str, int, int]]], None], doubt: Callable[[], None]) -> None:
-        self._lost, self._doubt = lost, doubt
-
-    def on_lost(self, ranges: Iterable[OffsetRange], error: ShareError) -> None:
-        self._doubt()
-        self._lost([(r.topic, r.partition, offset) for r in ranges for offset in range(r.first, r.last + 1)])
-
-    def on_error(self, error: ShareError) -> None:
-        self._doubt()
-        _LOG.warning("share group", error=str(error))
 
 
 class Worker:
@@ -122,7 +106,7 @@ class Worker:
         self._meter = Meter(self._metrics.meter, self._names, self.kinds)
         self.health = self._endpoint()
         if consume is None:
-            _check(settings, self._names, tuple(self.kinds))
+            check(settings, self._names, tuple(self.kinds))
         self._publisher = self._meter.tap(
             publisher or KafkaPublisher(settings, linger_ms=LINGER_MS, name=f"worker-{self.id}")
         )
@@ -140,12 +124,16 @@ class Worker:
         self._pools: dict[bool, Pool] = {}
         post = Post(worker=self.id, kinds=self.kinds, lanes=options.lanes, slots=options.slots, started_at=now())
         self._presence = Announcer(self._say, self._unsay, partial(self._seen, post))
+        self._aside = Aside(
+            self._publisher, lambda record, ack: self.loop.done(record, ack), lambda record: self.loop.keep(record)
+        )
+        self._scouts: list[Scout] = []
         self._built = False
-        self.loop = self._build(consume or self._share)
+        self.loop = self._build(consume)
         self._built = True
         self._meter.look(self._breakers, self.loop, self._pools.values(), self._again, self._mover)
 
-    def _build(self, consume: Consume) -> LeaseLoop:
+    def _build(self, consume: Consume | None) -> LeaseLoop:
         settler = Settler(
             publisher=self._publisher,
             store=self.store,
@@ -171,17 +159,29 @@ class Worker:
             if light not in self._pools:
                 make = partial(self._runner, light)
                 name = "thread" if light else "slot"
-                work = self._meter.slots(executor.execute)
+                work = partial(self._timed, self._meter.slots(executor.execute))
                 self._pools[light] = Pool(self.options.slots, make, work, name=name, light=light)
-        sources = [
-            Source(kind, lane, self._open(consume, kind, lane), self._pool_of(kind))
-            for kind in self.kinds
-            for lane in self.options.lanes
-        ]
+        queues = Queues(
+            names=self._names,
+            kinds=self.kinds,
+            consume=partial(self._open, consume or self._consume),
+            pool=self._pool_of,
+            weight=self._weight,
+            running=lambda: [record for record, _ in self.loop.leases()],
+            look=None if consume else self._ahead,
+        )
+        sources = [source for lane in self.options.lanes for source in queues.lane(lane)]
+        self._scouts = queues.scouts
         return LeaseLoop(
-            sources, forget=self._again.forget, gate=self._gate.room, limit=self.options.limit,
+            sources, forget=self._again.forget, aside=self._aside, gate=self._gate.room, limit=self.options.limit,
             idle_s=self.options.idle_s,
         )  # fmt: skip
+
+    def _timed(self, work: Callable[[Record, Runner], None], record: Record, runner: Runner) -> None:
+        """Run a job, and tell for how long it had the slot."""
+        began = time.monotonic()
+        work(record, runner)
+        self.loop.spent(record, time.monotonic() - began)
 
     def _pool_of(self, kind: str) -> Pool:
         return self._pools[self.kinds[kind].isolation == "thread"]
@@ -194,32 +194,31 @@ class Worker:
         heavy = [kind.name for kind in self.kinds.values() if kind.isolation == "process"]
         return ChildRunner(self.id, self.settings, kinds=heavy, heard=self._breakers.report)
 
-    def _open(self, consume: Consume, kind: str, lane: str) -> Consumer:
-        topic, group = self._names.jobs(kind, lane), self._names.group(kind)
-        light = self.kinds[kind].isolation == "thread"
-        listener = _Losses(lambda places: self.loop.lost(places), self._claims.doubt)
+    def _open(self, consume: Consume, topic: str, group: str, light: bool, fetched: Callable[[int], None]) -> Consumer:
+        listener = Listening(lambda places: self.loop.lost(places), self._claims.doubt, fetched)
         return consume(topic, group, light, self._ready_to_turn, listener)
+
+    def _consume(self, topic: str, group: str, light: bool, ready: Ready, listener: Listener) -> Consumer:
+        if self._net is None:
+            self._net = NetworkSelector(client_id=self.id)
+        return ShareConsumer(
+            [topic], group, self._config(light=light), net=self._net, on_ready=ready, listener=listener
+        )
+
+    def _ahead(self, topic: str, group: str) -> Feed:
+        return ahead(self.settings, self._config(light=False), group, topic)
+
+    def _config(self, *, light: bool) -> ShareConfig:
+        crowded = self.options.slots < len(self.kinds) * len(self.options.lanes)
+        return share_config(self.settings, self.id, batch=light and self.options.limit is None, crowded=crowded)
+
+    def _weight(self, tenant: str) -> float:
+        said = self._control.tenants.get(tenant)
+        return 1.0 if said is None else said.weight
 
     def _ready_to_turn(self) -> None:
         if self._built:  # the first consumers may call while the last are still being made
             self.loop.wake()
-
-    def _share(self, topic: str, group: str, light: bool, ready: Callable[[], None], listener: Listener) -> Consumer:
-        security = connection(self.settings)
-        servers = security.pop("bootstrap_servers")
-        keep = {key: value for key, value in security.items() if key.startswith(("security_", "sasl_", "ssl_"))}
-        crowded = not light and self.options.slots < len(self.kinds) * len(self.options.lanes)
-        config = ShareConfig(
-            bootstrap_servers=servers,
-            client_id=self.id,
-            security=keep,
-            mode=AcquireMode.BATCH if light and self.options.limit is None else AcquireMode.RECORD_LIMIT,
-            ack_linger=ACK_LINGER_S,
-            max_wait=ROTATING_WAIT_S if crowded else LONG_WAIT_S,
-        )
-        if self._net is None:
-            self._net = NetworkSelector(client_id=self.id)
-        return ShareConsumer([topic], group, config, net=self._net, on_ready=ready, listener=listener)
 
     def store(self) -> Blobs:
         """Return the object store, which its first call opens."""
@@ -281,6 +280,9 @@ class Worker:
         """Work until drained, then settle, hand back what is left, and close everything."""
         self._again.start()
         self._claims.start()
+        self._aside.start()
+        for scout in self._scouts:
+            scout.start()
         for pool in self._pools.values():
             pool.start()
         if self.health is not None:
@@ -311,6 +313,9 @@ class Worker:
     def _close(self) -> None:
         self._hurry.set()
         self._presence.stop()
+        for scout in self._scouts:
+            scout.stop(timeout=2.0)
+        self._aside.stop(timeout=2.0)
         for pool in self._pools.values():
             pool.stop(timeout=10.0)
         self._again.stop()
@@ -329,41 +334,6 @@ class Worker:
             if self.health is not None:
                 self.health.stop()
         _LOG.info("worker down", worker=self.id)
-
-
-def _check(settings: Settings, names: Names, kinds: tuple[str, ...]) -> None:
-    """Look at the broker before joining: a share consumer waits in silence for topics that never come.
-
-    Raises `UnavailableError` (TAPE-5001, TAPE-5005), `AuthError` (TAPE-4001), `NotFoundError` (TAPE-2004).
-    """
-    with Link(settings, name="tape-worker") as link:
-        if not link.describe().share:
-            raise UnavailableError("the broker has no share groups", code="TAPE-5005", url=settings.kafka_url)
-        wanted = [topic.name for topic in topics(names, kinds)]
-        asked = [MetadataRequest.MetadataRequestTopic(name=name, topic_id=None) for name in wanted]
-        found = link.call(MetadataRequest(topics=asked, allow_auto_topic_creation=False))
-    missing = sorted({topic.name for topic in found.topics if topic.error_code == UNKNOWN_TOPIC_OR_PARTITION})
-    if missing:
-        raise NotFoundError(
-            f"{len(missing)} of this worker's topics do not exist, first {missing[0]}", code="TAPE-2004",
-            topic=missing[0], url=settings.kafka_url,
-            hint=f"run `tape topics apply {' '.join(f'--kind {kind}' for kind in kinds)}`",
-        )  # fmt: skip
-
-
-_MAP: tuple[tuple[type[ShareError], type[TapeError], str], ...] = (
-    (AuthenticationError, AuthError, "TAPE-4001"),
-    (AuthorizationError, AuthError, "TAPE-4003"),
-    (UnsupportedError, UnavailableError, "TAPE-5005"),
-)
-
-
-def mapped(error: ShareError) -> TapeError:
-    """Return our error for one of the share consumer's."""
-    for share, ours, code in _MAP:
-        if isinstance(error, share):
-            return ours(str(error), code=code)
-    return UnavailableError(str(error), code="TAPE-5001")
 
 
 def _told(swept: list[Any] | TapeError) -> None:

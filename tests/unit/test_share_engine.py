@@ -355,11 +355,21 @@ def test_shared_net_stays_open(bench: Bench) -> None:
     net.close()
 
 
-def test_batch_mode_is_asked_for(bench: Bench) -> None:
-    fill(bench.cluster, 2)
-    config = ShareConfig(bootstrap_servers="fake", mode=AcquireMode.BATCH, backoff=0.001)
-    bench.gather(bench.consumer(config=config), 2)
-    assert {r.share_acquire_mode for kind, r in bench.cluster.requests if kind == "fetch"} == {0}
+@pytest.mark.parametrize(("wanted", "mode"), [(64, AcquireMode.BATCH), (63, AcquireMode.RECORD_LIMIT)])
+def test_batch_mode_is_for_whoever_wants_many(bench: Bench, wanted: int, mode: AcquireMode) -> None:
+    fill(bench.cluster, 64)
+    config = ShareConfig(bootstrap_servers="fake", mode=AcquireMode.BATCH, batch_from=64, backoff=0.001)
+    consumer = bench.consumer(config=config)
+    bench.gather(consumer, wanted)
+    assert next(r.share_acquire_mode for kind, r in bench.cluster.requests if kind == "fetch") == mode
+
+
+def test_a_chosen_partition_is_read_by_the_record(bench: Bench) -> None:
+    fill(bench.cluster, 64)
+    consumer = bench.consumer(config=ShareConfig(bootstrap_servers="fake", mode=AcquireMode.BATCH, backoff=0.001))
+    consumer.focus([0])
+    bench.gather(consumer, 64)
+    assert {r.share_acquire_mode for kind, r in bench.cluster.requests if kind == "fetch"} == {AcquireMode.RECORD_LIMIT}
 
 
 def test_gaps_are_acknowledged_though_nobody_asks_for_more(bench: Bench) -> None:

@@ -11,7 +11,8 @@ from worker_twin import NAMES, Clock
 
 from wire.share import AckType, OffsetRange, Record
 from wire.share.errors import AuthenticationError, LeaseLostError, SessionLostError
-from workers.lease import ROTATE_S, TICK_S, WEIGHTS, Rate
+from workers.lease import ROTATE_S, TICK_S
+from workers.round import WEIGHTS, Rate
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from worker_twin import NAMES, waiting
 
 from wire.share import AckType, Record
 from wire.share.errors import SessionLostError
-from workers.lease import WEIGHTS
+from workers.round import WEIGHTS
 from workers.slots import ADAPT_S, Pool
 
 

@@ -20,7 +20,7 @@ from schemas.outcome import Succeeded
 from wire.blobs.memory import Memory
 from wire.publish import MemoryPublisher
 from wire.settings import Settings
-from wire.share import Listener, MemoryLog, MemoryShareConsumer, ShareError
+from wire.share import Listener, MemoryLog, MemoryShareConsumer, OffsetRange, ShareError
 from wire.share.errors import (
     AuthenticationError,
     AuthorizationError,
@@ -321,7 +321,7 @@ def test_trouble_in_the_group_is_logged_and_losses_reach_the_loop(tmp_path: Path
     rig = Rig(tmp_path, light())
     listener = rig.members[0]._listener
     listener.on_error(SessionLostError("gone"))
-    listener.on_lost([module.OffsetRange("t", 0, 3, 5)], SessionLostError("gone"))
+    listener.on_lost([OffsetRange("t", 0, 3, 5)], SessionLostError("gone"))
     assert list(rig.worker.loop._lost) == [("t", 0, 3), ("t", 0, 4), ("t", 0, 5)]
 
 

@@ -18,6 +18,7 @@ from .errors import FatalError, SessionLostError, ShareError
 from .leases import Answered
 from .mailbox import Chunk, Mailbox
 from .messages import TopicPartition
+from .model import AcquireMode
 from .session import Session, shares
 
 _SESSION = "session"
@@ -202,7 +203,7 @@ class Fetcher:
             max_bytes=self._config.max_bytes,
             max_records=share,
             batch_size=min(share, _BATCH_SIZE),
-            mode=int(self._config.mode),
+            mode=int(self._mode(share)),
             added=step.added,
             # A partition that is named for its acknowledgements alone would be fetched from, too.
             forgotten=step.forgotten.union(acks.keys() - read),
@@ -219,6 +220,11 @@ class Fetcher:
             response, acks, lambda data: (data.acknowledge_error_code, data.acknowledge_error_message)
         )
         return self._unpack(line, response, share, time.monotonic() - began) or refused
+
+    def _mode(self, share: int) -> AcquireMode:
+        """Whoever wants few records, or chooses partitions, gets no more than asked for: a batch may hold hundreds."""
+        strict = share < self._config.batch_from or self.focus is not None
+        return AcquireMode.RECORD_LIMIT if strict else self._config.mode
 
     def _unpack(self, line: Line, response: Any, share: int, seconds: float) -> ShareError | None:
         """Hand over what was acquired. Returns the first partition's error: it asks for a pause."""

@@ -1,0 +1,58 @@
+"""Fair share over tenants: ten thousand jobs of one do not keep another waiting, on a real broker and real workers."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from producers import Client, Request
+from wire.process import wait_until
+from wire.settings import Settings
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "fault"))
+from fleet import Fleet
+
+pytestmark = [pytest.mark.slow, pytest.mark.kafka]
+MANY = 10_000
+
+
+@pytest.fixture
+def fleet(settings: Settings, tmp_path: Path) -> Iterator[Fleet]:
+    with Fleet(settings, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def client(fleet: Fleet) -> Iterator[Client]:
+    with Client(settings=fleet.settings) as made:
+        yield made
+
+
+def jobs(fleet: Fleet, kind: str, tenant: str, count: int, seconds: float) -> list[Request]:
+    params = {"do": "work", "seconds": seconds, "mark": str(fleet.folder / "marks")}
+    return [Request(kind, params, tenant=tenant) for _ in range(count)]
+
+
+@pytest.mark.parametrize(("kind", "seconds"), [("trouble", 1.0), ("light", 0.5)])
+def test_another_tenant_starts_at_once(fleet: Fleet, client: Client, kind: str, seconds: float) -> None:
+    fleet.start("--slots", "1", kinds=kind)
+    flood = [handle.id for handle in client.submit_many(jobs(fleet, kind, "flood", MANY, seconds))]
+    # Its first jobs run, and the queue has long been full.
+    assert wait_until(lambda: len(fleet.marks()) >= 3, deadline_s=60)
+    assert {mark.job for mark in fleet.marks()} < set(flood)
+    waits = []
+    for number in range(4):
+        handle = client.submit(jobs(fleet, kind, f"desk-{number}", 1, seconds)[0])
+        sent = time.time()
+        [mark] = fleet.started(handle.id, deadline_s=60)
+        waits.append(mark.at - sent)
+        print(f"{kind}: started {waits[-1]:.2f} s after its submission, jobs take {seconds} s")
+    assert max(waits) < seconds + 1.0
+    assert len(fleet.marks()) < 100
+    told = Counter(mark.job for mark in fleet.marks())
+    assert set(told.values()) == {1}

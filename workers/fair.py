@@ -1,0 +1,175 @@
+"""Fair share among the tenants of a lane: who waits where, what each has used, and whose job comes next.
+
+Start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM 1996): a tenant's virtual time grows by the slot-seconds its jobs
+used, divided by its weight, and the one with the least goes next. Who was away comes back at the present virtual time,
+so that nobody saves up a claim to the whole machine.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+LEAST_S = 0.01
+"""What a job is charged at least: one that is postponed at once must not keep its tenant first for ever."""
+EWMA = 0.2
+RUNS = 100_000
+"""Runs of one partition that are remembered; who waits behind them is seen when they are gone."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """Neighbouring offsets of one tenant."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """A tenant's records that are nearest to the head of their partition; `depth` others, or markers, come first."""
+
+    partition: int
+    offset: int
+    depth: int
+    count: int
+
+
+class Backlog:
+    """Whose records wait in the partitions of one queue, as far as they were seen; not thread-safe.
+
+    It may tell of records that another worker has long taken: `passed` mends that.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[int, dict[str, deque[_Run]]] = {}
+        self._heads: dict[int, int] = {}
+        self._ends: dict[int, int] = {}
+        self._counts: dict[int, int] = {}
+
+    def see(self, partition: int, first: int, last: int, tenant: str) -> bool:
+        """Take in neighbouring records; those of a partition come in order. False when there is no room for them."""
+        head = self._heads.setdefault(partition, first)
+        if last < head:
+            return True
+        tenants = self._parts.setdefault(partition, {})
+        runs = tenants.get(tenant)
+        if runs and runs[-1].last == self._ends.get(partition, -1):
+            runs[-1].last = last
+        elif self._counts.get(partition, 0) >= RUNS:
+            return False
+        else:
+            tenants.setdefault(tenant, deque()).append(_Run(max(first, head), last))
+            self._counts[partition] = self._counts.get(partition, 0) + 1
+        self._ends[partition] = last
+        return True
+
+    def passed(self, partition: int, offset: int) -> None:
+        """Everything of a partition up to an offset is taken."""
+        if offset < self._heads.get(partition, 0):
+            return
+        self._heads[partition] = offset + 1
+        for tenant, runs in list(self._parts.get(partition, {}).items()):
+            while runs and runs[0].last <= offset:
+                runs.popleft()
+                self._counts[partition] -= 1
+            if runs:
+                runs[0].first = max(runs[0].first, offset + 1)
+            else:
+                del self._parts[partition][tenant]
+
+    def emptied(self, partition: int) -> None:
+        """Nothing of what was seen of a partition waits any more."""
+        self.passed(partition, self._ends.get(partition, -1))
+
+    def tenants(self) -> set[str]:
+        """Return who waits."""
+        return {tenant for tenants in self._parts.values() for tenant in tenants}
+
+    def nearest(self, tenant: str) -> Nearest | None:
+        """Return the record of a tenant that has the least before it."""
+        best: Nearest | None = None
+        for partition, tenants in self._parts.items():
+            if runs := tenants.get(tenant):
+                offset = runs[0].first
+                found = Nearest(partition, offset, offset - self._heads[partition], runs[0].last - offset + 1)
+                if best is None or found.depth < best.depth:
+                    best = found
+        return best
+
+    def home(self, tenant: str, besides: int) -> int | None:
+        """Return the partition, not `besides`, in which most records of a tenant wait; None when there is none."""
+        found = {
+            partition: sum(run.last - run.first + 1 for run in tenants[tenant])
+            for partition, tenants in self._parts.items()
+            if partition != besides and tenant in tenants
+        }
+        return max(found, key=lambda partition: (found[partition], -partition)) if found else None
+
+
+@dataclass(slots=True)
+class _Account:
+    """What one tenant has used, in virtual seconds, and the starts of its running jobs."""
+
+    used: float
+    running: dict[object, float]
+
+
+class Shares:
+    """The virtual times of the tenants of one lane; not thread-safe. Times are in seconds of a monotonic clock."""
+
+    def __init__(self, weight: Callable[[str], float] = lambda _: 1.0) -> None:
+        self._weight = weight
+        self._accounts: dict[str, _Account] = {}
+        self._tenants: dict[object, str] = {}
+        self._virtual = 0.0
+        self._typical = LEAST_S
+
+    def choose(self, waiting: Iterable[str], now: float, others: Iterable[str] = ()) -> str | None:
+        """Return the tenant whose job comes next, of those that wait; None when nobody does.
+
+        `others` wait in other queues of the lane: they are not away.
+        """
+        names = sorted(waiting)
+        here = {name: self._account(name) for name in (*names, *others)}
+        for name in [name for name, account in self._accounts.items() if name not in here and not account.running]:
+            # Who is away owes what was used beyond the present, and saves up nothing.
+            if self._accounts[name].used <= self._virtual:
+                del self._accounts[name]
+        if not names:
+            return None
+        best = min(names, key=lambda name: self._time(name, now))
+        self._virtual = max(self._virtual, min(self._accounts[name].used for name in names))
+        return best
+
+    def started(self, tenant: str, job: object, now: float) -> None:
+        """A job of a tenant holds a slot from now on."""
+        self._account(tenant).running[job] = now
+        self._tenants[job] = tenant
+
+    def ended(self, job: object, seconds: float) -> None:
+        """A job is over and used its slot for so many seconds; one that was not known to run is no matter."""
+        tenant = self._tenants.pop(job, None)
+        if tenant is not None:
+            account = self._account(tenant)
+            del account.running[job]
+            seconds = max(LEAST_S, seconds)
+            account.used += seconds / self._weight(tenant)
+            self._typical += EWMA * (seconds - self._typical)
+
+    def used(self, tenant: str) -> float:
+        """Return a tenant's virtual time without what is running."""
+        return self._account(tenant).used
+
+    def _account(self, tenant: str) -> _Account:
+        found = self._accounts.get(tenant)
+        if found is None:
+            found = self._accounts[tenant] = _Account(self._virtual, {})
+        return found
+
+    def _time(self, tenant: str, now: float) -> float:
+        """A running job counts as long as jobs take, or longer when it has: several that start at once are spread."""
+        account = self._accounts[tenant]
+        running = sum(max(self._typical, now - since) for since in account.running.values())
+        return account.used + running / self._weight(tenant)

@@ -1,0 +1,305 @@
+"""Whose job a worker asks for next: the tenants of one queue, while more of them wait than there is room for.
+
+A share group hands records out in the order of their partitions. So who waits behind ten thousand jobs of another would
+wait for all of them. While a queue is crowded the worker looks ahead (workers.scout), reads from the partition in which
+the next tenant's record is nearest to the head, and puts what lies before that record aside: to the end of another
+partition, where more of the same tenant waits, so that it need not be moved again.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from schemas.codec import parse_object
+from schemas.errors import InvalidError
+from wire.share import Record
+from workers.attempt import Written
+from workers.fair import Backlog, Nearest, Shares
+
+CROWDED_S = 0.5
+"""How long there must be no room, before somebody looks who waits."""
+CALM_S = 10.0
+"""How long there must have been room, before nobody looks any more."""
+OLD_S = 1.0
+"""A record that waited for longer than this came out of a crowd."""
+DIG = 500
+"""Records that are put aside at a time."""
+REST_S = 30.0
+"""How long nothing is put aside, after something could not be."""
+PROBE_S = 1.0
+"""How long it is known where a partition begins, after a record of it came."""
+VAIN = 3
+"""Fetches that bring nothing from a chosen partition, before nothing waits there."""
+AGAIN_S = 10.0
+"""How soon the scout may begin anew after something was looked for in vain: what was seen may be wrong."""
+UNREAD = 50_000
+"""Runs that the scout may be ahead of the loop."""
+DEFAULT = "default"
+_TENANT = re.compile(rb'"tenant" ?: ?"([^"\\]+)"')
+_LIMIT = 1 << 18
+"""Bytes of a record that is looked into for its tenant."""
+
+
+def tenant_of(record: Written) -> str:
+    """Return whose job a record is, as cheaply as that can be told; who cannot be told is `default`."""
+    value = record.value
+    if value is None or len(value) > _LIMIT:
+        return DEFAULT
+    named = value.count(b'"tenant"')
+    if named == 1 and (found := _TENANT.search(value)):
+        return found[1].decode("utf-8", "replace")
+    return _parsed(value) if named else DEFAULT
+
+
+def _parsed(value: bytes) -> str:
+    try:
+        found = parse_object(value)
+    except InvalidError:
+        return DEFAULT
+    data = found.get("data") if "specversion" in found else found  # in structured mode the job is within
+    name = data.get("tenant") if isinstance(data, dict) else None
+    return name if isinstance(name, str) and name else DEFAULT
+
+
+Run = tuple[int, int, int, str]
+"""Partition, first and last offset, and tenant of neighbouring records."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to ask for: `count` records of these partitions (None: of any)."""
+
+    count: int
+    partitions: frozenset[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A record that goes to the end of a partition (None: of its own one)."""
+
+    record: Record
+    partition: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Goal:
+    """The record that is wanted or, to `dig`, the one that others lie before."""
+
+    tenant: str
+    nearest: Nearest
+    dig: bool
+
+
+class Tenants:
+    """The tenants of one queue; the lease loop's, but for `wanted`, `begin` and `see`, which the scout uses.
+
+    `peers` are all the queues of the lane that share `shares`, this one among them. `movable` says whether a record may
+    be written anew, `running` what holds slots when the tenants begin to count.
+    """
+
+    def __init__(
+        self,
+        shares: Shares,
+        *,
+        movable: Callable[[Record], bool] = lambda _: True,
+        running: Callable[[], Iterable[Written]] = tuple,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.shares, self.peers = shares, [self]
+        self.wanted = threading.Event()
+        self._seen: deque[Run | None] = deque()
+        self._movable, self._running, self._clock, self._wall = movable, running, clock, wall
+        self._backlog = Backlog()
+        self._goal: _Goal | None = None
+        self._probed: dict[int, float] = {}
+        self._full_since: float | None = None
+        self._crowded_at = self._rested_at = float("-inf")
+        self._counting = self._doubted = False
+        self._empty = 0
+
+    @property
+    def waiting(self) -> set[str]:
+        """Who waits here, as far as it is known."""
+        return self._backlog.tenants()
+
+    def begin(self) -> None:
+        """The scout begins anew: what was seen before counts no more."""
+        self._seen.append(None)
+        self._doubted = False
+
+    def see(self, records: Sequence[Written]) -> bool:
+        """Take in what waits, in the order of each partition; False when that is enough for now."""
+        run: Run | None = None
+        for record in records:
+            name = tenant_of(record)
+            if run is not None and run[0] == record.partition and run[3] == name:
+                run = run[0], run[1], record.offset, name
+                continue
+            if run is not None:
+                self._seen.append(run)
+            run = record.partition, record.offset, record.offset, name
+        if run is not None:
+            self._seen.append(run)
+        return len(self._seen) < UNREAD
+
+    @property
+    def digging(self) -> bool:
+        """Whether what was asked for shall only be put aside: it needs no room."""
+        return self._goal is not None and self._goal.dig
+
+    @property
+    def asking(self) -> bool:
+        """Whether certain records were asked for, and did not come yet."""
+        return self._goal is not None
+
+    def rest(self) -> None:
+        """Something could not be put aside: try no more for a while."""
+        self._rested_at = self._clock()
+
+    def crowd(self, full: bool) -> None:
+        """Say whether there is room now: when there was none for a while, the scout is called."""
+        now = self._clock()
+        self._full_since = None if not full else self._full_since or now
+        if self._full_since is not None and now - self._full_since >= CROWDED_S:
+            self._crowded_at = now
+        if now - self._crowded_at < CALM_S:
+            self.wanted.set()
+        elif self.wanted.is_set():
+            self.wanted.clear()
+            self._forget()
+
+    def dig(self) -> Plan | None:
+        """Return what to ask for only to put it aside, so that the next tenant's record comes to the head of its queue.
+
+        None when there is nothing in its way. It is not worth to wait for a free slot with that.
+        """
+        found = self._next()
+        if found is None or found[1].depth == 0:
+            return None
+        tenant, nearest = found
+        now, partition = self._clock(), nearest.partition
+        self._goal = _Goal(tenant, nearest, dig=True)
+        known = now - self._probed.get(partition, float("-inf")) <= PROBE_S
+        return Plan(min(DIG, nearest.depth) if known else 1, frozenset({partition}))
+
+    def plan(self, room: int) -> Plan | None:
+        """Return what to ask for when there is room for so many; None when something must be put aside first."""
+        found = self._next()
+        if found is None:
+            return Plan(room)
+        tenant, nearest = found
+        if nearest.depth > 0:
+            return None
+        self._goal = _Goal(tenant, nearest, dig=False)
+        return Plan(min(room, nearest.count), frozenset({nearest.partition}))
+
+    def _next(self) -> tuple[str, Nearest] | None:
+        """Return the tenant whose job comes next and where it lies; None when there is no choice."""
+        self._goal, self._empty = None, 0
+        if not self.wanted.is_set():
+            return None
+        self._learn()
+        self._count()
+        waiting, now = self.waiting, self._clock()
+        if len(waiting) < 2 or now - self._rested_at < REST_S:
+            return None
+        tenant = self.shares.choose(waiting, now, self._everybody())
+        nearest = self._backlog.nearest(tenant) if tenant is not None else None
+        return (tenant, nearest) if tenant is not None and nearest is not None else None
+
+    def fetched(self, count: int) -> None:
+        """A fetch brought so many records; callable from any thread."""
+        self._empty = 0 if count else self._empty + 1
+
+    def vain(self) -> bool:
+        """Whether what was planned last gives nothing; then nothing waits where it was looked for."""
+        goal = self._goal
+        if goal is None or self._empty < VAIN:
+            return False
+        self._backlog.emptied(goal.nearest.partition)
+        self._goal, self._doubted = None, True
+        return True
+
+    def anew(self, since: float) -> bool:
+        """Whether the scout, who began at `since`, should begin anew."""
+        return self._doubted and self._clock() - since >= AGAIN_S
+
+    def sort(self, records: Sequence[Record], room: int) -> tuple[Sequence[Record], Sequence[Moved]]:
+        """Return which of the acquired records are to run, when there is room for so many, and which go aside."""
+        self._notice(records)
+        if not self.wanted.is_set():
+            return records, ()
+        run, aside = self._sorted(records, room) if self._counting else (records, ())
+        now = self._clock()
+        for partition, offset in {record.partition: record.offset for record in records}.items():
+            self._probed[partition] = now
+            self._backlog.passed(partition, offset)
+        return run, aside
+
+    def spent(self, record: Written, seconds: float) -> None:
+        """A job used its slot for so many seconds."""
+        self.shares.ended(_place(record), seconds)
+
+    def _sorted(self, records: Sequence[Record], room: int) -> tuple[list[Record], list[Moved]]:
+        now, goal = self._clock(), self._goal
+        run: list[Record] = []
+        aside: list[Moved] = []
+        for record in records:
+            tenant = tenant_of(record)
+            if goal is not None and self._before(record, tenant, goal, room - len(run)):
+                aside.append(Moved(record, self._backlog.home(tenant, record.partition)))
+            else:
+                run.append(record)
+                self.shares.started(tenant, _place(record), now)
+        return run, aside
+
+    def _count(self) -> None:
+        """Charge the tenants of the lane only while there are several."""
+        counting = len(self._everybody()) > 1
+        if counting and not self._counting:
+            now = self._clock()
+            for record in self._running():
+                self.shares.started(tenant_of(record), _place(record), now)
+        self._counting = counting
+
+    def _everybody(self) -> set[str]:
+        return set().union(*(peer.waiting for peer in self.peers))
+
+    def _learn(self) -> None:
+        seen = self._seen
+        for _ in range(len(seen)):
+            run = seen[0]
+            if run is None:
+                self._backlog, self._probed = Backlog(), {}
+            elif not self._backlog.see(*run):
+                return  # as much as can be remembered: the rest when there is room
+            seen.popleft()
+
+    def _forget(self) -> None:
+        self._seen.clear()
+        self._backlog, self._goal, self._probed, self._counting = Backlog(), None, {}, False
+
+    def _notice(self, records: Collection[Record]) -> None:
+        """Records that waited long came out of a crowd, even if there is room each time somebody looks."""
+        for record in records:
+            stamp = getattr(record, "timestamp_ms", 0)
+            if stamp > 0 and self._wall() - stamp / 1000 > OLD_S:
+                self._crowded_at = self._clock()
+            return  # the first one tells
+
+    def _before(self, record: Record, tenant: str, goal: _Goal, room: int) -> bool:
+        """Whether a record is in the way of the one that is wanted."""
+        near = goal.nearest
+        if record.partition != near.partition or tenant == goal.tenant or not self._movable(record):
+            return False
+        return room <= 0 or (goal.dig and record.offset < near.offset)
+
+
+def _place(record: Written) -> tuple[str, int, int]:
+    return record.topic, record.partition, record.offset
