@@ -35,16 +35,16 @@ HEADERS = [("ce_id", b"0192f0a0-aaaa-7bbb-8ccc-0123456789ab"), ("ce_type", b"tap
 LIMIT_S = 1.0
 
 
-def fill(settings: Settings, count: int, rate: float) -> dict[bytes, float]:
-    """Publish records due at an even rate, the first in three seconds; return each one's moment."""
+def fill(settings: Settings, count: int, rate: float, *, first_s: float = 3.0) -> dict[bytes, int]:
+    """Publish records due at an even rate, the first in some seconds; return each one's moment in milliseconds."""
     target = Names(settings.prefix).jobs(KIND, "bulk")
-    publisher = KafkaPublisher(settings)
-    start, dues, futures = time.time() + 3, {}, []
+    publisher = KafkaPublisher(settings, delivery_s=60)
+    start, dues, futures = time.time() + first_s, {}, []
     for number in range(count):
-        key, due = b"%d" % number, start + number / rate
-        dues[key] = int(due * 1000) / 1000
+        key = b"%d" % number
+        dues[key] = int((start + number / rate) * 1000)
         made = delayed(
-            target, prefix=settings.prefix, key=key, value=VALUE, headers=HEADERS, due_ms=int(due * 1000),
+            target, prefix=settings.prefix, key=key, value=VALUE, headers=HEADERS, due_ms=dues[key],
             now_ms=int(time.time() * 1000),
         )  # fmt: skip
         sent = publisher.publish(
@@ -99,7 +99,7 @@ def measure(settings: Settings, rate: float, seconds: float, movers: int) -> dic
     reader.join(seconds + 120)
     for mover in crew:
         mover.stop()
-    late = sorted((moment - dues[key]) * 1000 for key, moment in found.items())
+    late = sorted(moment * 1000 - dues[key] for key, moment in found.items())
     cuts = statistics.quantiles(late, n=100)
     return {
         "case": f"{movers} mover(s), {rate:g} due/s, {seconds:g} s",

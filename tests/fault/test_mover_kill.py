@@ -16,19 +16,17 @@ from pathlib import Path
 
 import pytest
 
-from schemas.delays import delayed
+from benchmarks.mover import KIND, fill
 from schemas.topics import Names, topics
 from wire.broker import NativeBroker
 from wire.follow import KafkaFollower
 from wire.process import wait_until
-from wire.publish import KafkaPublisher
 from wire.settings import Settings
 from wire.topics import ensure
 from workers.delay import Mover
 
 pytestmark = [pytest.mark.slow, pytest.mark.kafka]
 ROOT = Path(__file__).parents[2]
-KIND = "echo"
 KILLS = 6
 
 
@@ -71,28 +69,6 @@ def fleet(settings: Settings, folder: Path, count: int) -> Iterator[Fleet]:
             process.wait()
 
 
-def fill(settings: Settings, count: int, first_s: float, last_s: float) -> dict[bytes, int]:
-    """Publish records that fall due evenly between two moments from now; returns when each is due."""
-    target = Names(settings.prefix).jobs(KIND, "bulk")
-    publisher = KafkaPublisher(settings, delivery_s=60)
-    start, found, futures = time.time(), {}, []
-    for number in range(count):
-        key = b"%d" % number
-        found[key] = int((start + first_s + (last_s - first_s) * number / count) * 1000)
-        made = delayed(
-            target, prefix=settings.prefix, key=key, value=b"{}", headers=[], due_ms=found[key],
-            now_ms=int(time.time() * 1000),
-        )  # fmt: skip
-        sent = publisher.publish(
-            made.topic, partition=made.partition, key=made.key, value=made.value, headers=made.headers,
-            timestamp_ms=made.timestamp_ms,
-        )  # fmt: skip
-        futures.append(sent)
-    publisher.close(60)
-    assert {str(future.exception(0)) for future in futures} == {"None"}
-    return found
-
-
 def arrivals(settings: Settings) -> Counter[bytes | None]:
     """Count what readers of committed records see in the job topic."""
     target = Names(settings.prefix).jobs(KIND, "bulk")
@@ -104,7 +80,7 @@ def test_killed_movers_lose_and_double_nothing(settings: Settings, tmp_path: Pat
     ensure(settings, topics(Names(settings.prefix), (KIND,), 4))
     choose = random.Random(4)
     with fleet(settings, tmp_path, 2) as movers:
-        dues = fill(settings, 20_000, 5, 50)
+        dues = fill(settings, 20_000, 20_000 / 45, first_s=5)
         for _ in range(KILLS):
             time.sleep(choose.uniform(4, 8))
             movers.kill(choose.randrange(2))
@@ -126,7 +102,7 @@ def test_a_broker_that_dies_and_comes_back_loses_and_doubles_nothing(single: Nat
     for mover in movers:
         mover.start()
     assert all(mover.ready.wait(30) for mover in movers)
-    dues = fill(settings, 5_000, 3, 25)
+    dues = fill(settings, 5_000, 5_000 / 22)
 
     def fault() -> None:
         for _ in range(2):
