@@ -20,6 +20,7 @@ from schemas.event import Event, EventType
 from schemas.outcome import Outcome
 from schemas.topics import Names, groups, topics
 from wire.blobs import open_store
+from wire.broker import NativeBroker
 from wire.follow import KafkaFollower
 from wire.process import wait_until
 from wire.settings import Settings
@@ -228,3 +229,12 @@ def kill(pid: int) -> float:
     """Kill a process for certain; returns when."""
     os.kill(pid, signal.SIGKILL)
     return time.time()
+
+
+def restart(broker: NativeBroker) -> None:
+    """Kill a broker's one node, and start it again once it is gone."""
+    pid = broker.status().nodes[0].pid
+    assert pid is not None
+    kill(pid)
+    assert wait_until(lambda: not broker.status().running, deadline_s=10)
+    broker.start(tie=True)

@@ -13,15 +13,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fleet import Fleet, kill
+from fleet import Fleet, restart
 
 from schemas.event import EventType
-from wire.broker import NativeBroker, Runtime
+from wire.broker import NativeBroker
 from wire.process import free_port, wait_until
 from wire.settings import Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.kafka]
-CACHE = Path(os.environ.get("TAPE_CACHE", "~/.cache/tickertape")).expanduser()
 
 
 @pytest.fixture
@@ -137,32 +136,23 @@ def test_a_frozen_workers_late_outcome_is_refused_and_it_says_so(settings: Setti
 
 
 @pytest.mark.timeout(300)
-def test_a_broker_that_dies_and_comes_back_loses_nothing(jars: Runtime, tmp_path: Path) -> None:
-    broker = NativeBroker(tmp_path / "broker", CACHE)
-    broker.start(tie=True)
-    try:
-        settings = Settings(
-            home=tmp_path, cache=CACHE, prefix="t.", kafka_url=broker.status().url, partitions=2,
-            store_url=f"dir:{tmp_path / 'store'}",
-        )  # fmt: skip
-        with Fleet(settings, tmp_path) as fleet:
-            fleet.start("--slots", "2")
-            fleet.start("--slots", "2")
-            for number in range(30):
-                fleet.work(f"job-{number}", 0.5, "light" if number % 3 == 0 else "trouble")
-            fleet.work("long", 12.0)
-            fleet.started("long", deadline_s=90)
-            fleet.hush()
-            pid = broker.status().nodes[0].pid
-            assert pid is not None
-            kill(pid)
-            assert wait_until(lambda: not broker.status().running, deadline_s=10)
-            broker.start(tie=True)
-            fleet.all_ended(deadline_s=150)
-            assert fleet.check() == {"succeeded": 31}
-            print(f"starts for 31 jobs: {len(fleet.marks())}")
-    finally:
-        broker.stop(grace_s=0)
+def test_a_broker_that_dies_and_comes_back_loses_nothing(single: NativeBroker, tmp_path: Path) -> None:
+    settings = Settings(
+        home=tmp_path, cache=single.cache, prefix="t.", kafka_url=single.status().url, partitions=2,
+        store_url=f"dir:{tmp_path / 'store'}",
+    )  # fmt: skip
+    with Fleet(settings, tmp_path) as fleet:
+        fleet.start("--slots", "2")
+        fleet.start("--slots", "2")
+        for number in range(30):
+            fleet.work(f"job-{number}", 0.5, "light" if number % 3 == 0 else "trouble")
+        fleet.work("long", 12.0)
+        fleet.started("long", deadline_s=90)
+        fleet.hush()
+        restart(single)
+        fleet.all_ended(deadline_s=150)
+        assert fleet.check() == {"succeeded": 31}
+        print(f"starts for 31 jobs: {len(fleet.marks())}")
 
 
 def worker(*arguments: str, home: Path, **env: str) -> tuple[int, str, float]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fleet import Crew, Fleet, Mark, kill
+from fleet import Crew, Fleet, Mark, restart
 
 from schemas.event import Event
 from wire.broker import NativeBroker
@@ -95,11 +95,7 @@ def test_a_broker_that_forgets_its_locks_does_not_make_a_job_run_twice(single: N
     with Fleet(settings, tmp_path) as fleet:
         two(fleet, "long", 25.0)
         fleet.hush()
-        pid = single.status().nodes[0].pid
-        assert pid is not None
-        kill(pid)
-        assert wait_until(lambda: not single.status().running, deadline_s=10)
-        single.start(tie=True)
+        restart(single)
         fleet.all_ended(deadline_s=120)
         assert fleet.check() == {"succeeded": 1}
         assert len(fleet.marks("long")) == 1, "it ran twice: the claim did not keep the second worker away"
