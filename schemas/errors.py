@@ -108,6 +108,7 @@ CODES: dict[str, Code] = {
     "TAPE-5008": Code("a dependency asks to slow down", _D, "nothing; or raise the quota, or lower the rate", _WARN),
     "TAPE-5009": Code("a dependency stayed away too long", _P, "mend it, then redrive the job"),
     "TAPE-5010": Code("the breaker of a dependency is open", _D, "nothing; a probe tries again by itself", _WARN),
+    "TAPE-5011": Code("the tenant's quota is used up", _D, "nothing; or `tape tenants set NAME`", Severity.INFO),
     "TAPE-6001": Code("the job failed", _T, "read the error text in the outcome"),
     "TAPE-6002": Code("the job's process died", _C, "read the last log lines; a suspect is re-run alone"),
     "TAPE-6003": Code("out of memory", _R, "use a smaller batch, or a bigger machine"),

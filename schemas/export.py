@@ -19,6 +19,7 @@ from schemas.errors import NotFoundError
 from schemas.event import Event
 from schemas.job import PARAMS, Job
 from schemas.outcome import Failure, Outcome
+from schemas.quota import Tally
 from schemas.recur import Fired, Recurring
 from schemas.redrive import Line, Redrive
 
@@ -42,6 +43,7 @@ MESSAGES: dict[str, type[BaseModel]] = {
     "recurring": Recurring,
     "fired": Fired,
     "claim": Claim,
+    "tally": Tally,
 }
 """Every message by the name of its schema file."""
 

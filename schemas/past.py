@@ -18,7 +18,9 @@ DUE, TARGET = "tape-due", "tape-target"
 """On delay topics only: milliseconds of the epoch, and the job topic that follows."""
 LINE = "tape-line"
 """TOPIC/PARTITION/OFFSET of the record that this one is a copy of: it was put off, and no attempt ended."""
-OWN = frozenset({ATTEMPT, PAST, REPLAY, HINT, DUE, TARGET, LINE})
+QUOTA = "tape-quota"
+"""TIMES/TICKET: how often the tenant's quota put this record off, and its place in the line for the tenant's rate."""
+OWN = frozenset({ATTEMPT, PAST, REPLAY, HINT, DUE, TARGET, LINE, QUOTA})
 KEPT = 10
 """Attempts whose story is kept: the first and the last ones."""
 TEXT = 400
@@ -67,6 +69,20 @@ class Past(Open):
     replays: int = Field(default=0, ge=0)
     hint: Hint = Hint.NONE
     tries: tuple[Try, ...] = ()
+    put_off: int = Field(default=0, ge=0, description="how often a quota put it off since its last attempt")
+    ticket: int = Field(default=0, ge=0, description="its place in the line for its tenant's rate; 0: none")
+
+    def held_up(self, seconds: float, ticket: int) -> Past:
+        """Return the past once a quota has put the job off for so long: no try, and no wait for a dependency."""
+        tries = self.tries
+        if tries and tries[-1].waited:
+            since = (tries[-1].started_at or tries[-1].ended_at) + timedelta(seconds=seconds)
+            tries = (*tries[:-1], tries[-1].model_copy(update={"started_at": since}))
+        return self.model_copy(update={"tries": tries, "put_off": self.put_off + 1, "ticket": ticket})
+
+    def welcomed(self) -> Past:
+        """Return the past once its tenant's quota has let it in."""
+        return self.model_copy(update={"put_off": 0, "ticket": 0})
 
     def after(self, last: Try) -> Past:
         """Return the past once `last` has ended too; the first try and the newest are kept.
@@ -101,11 +117,14 @@ def read(headers: Iterable[Header]) -> Past:
     except ValidationError:
         tries = ()
     hint = next((hint for hint in Hint if hint.value.encode() == found.get(HINT)), Hint.NONE)
+    times, _, ticket = (found.get(QUOTA) or b"").partition(b"/")
     return Past(
         spent=_number(found.get(ATTEMPT)),
         replays=_number(found.get(REPLAY)),
         hint=hint,
         tries=tries,
+        put_off=_number(times),
+        ticket=_number(ticket, 16),
     )
 
 
@@ -119,9 +138,11 @@ def write(headers: Sequence[Header], past: Past) -> list[Header]:
         kept.append((REPLAY, str(past.replays).encode()))
     if past.hint is not Hint.NONE:
         kept.append((HINT, past.hint.value.encode()))
+    if past.put_off:
+        kept.append((QUOTA, f"{past.put_off}/{past.ticket}".encode()))
     return kept
 
 
-def _number(raw: bytes | None) -> int:
+def _number(raw: bytes | None, digits: int = 7) -> int:
     text = (raw or b"").decode("ascii", "replace")
-    return min(int(text), 1_000_000) if text.isdecimal() and len(text) < 8 else 0
+    return min(int(text), 10 ** (digits - 1)) if text.isdecimal() and len(text) <= digits else 0

@@ -11,7 +11,7 @@ import structlog
 
 from schemas.claim import End, Start
 from schemas.dead import Place
-from schemas.errors import ConflictError, FailureClass, JobError
+from schemas.errors import ConflictError, FailureClass, JobError, UnavailableError
 from schemas.event import EventType
 from schemas.outcome import Cancelled, Failed, Failure
 from schemas.past import ATTEMPT, Hint, Try
@@ -20,18 +20,21 @@ from workers.claim import Busy, Claims, Copy, Over
 from workers.gate import Gate
 from workers.pace import Pace
 from workers.policy import MEMORY, Bury, decide
+from workers.quota import Quotas
 from workers.settle import Settler
 
 _LOG = structlog.get_logger("tickertape.admit")
 BUSY_S = 20.0
 """How long a copy of a job waits while another worker runs it."""
+PAST_S = 0.01
+"""So long after its last moment a job has certainly expired."""
 REWRITTEN = 8
 """Deliveries after which a record is written anew; Kafka drops it after ten."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signals:
-    """What an executor hears of the world: the time, chance in [0, 1), who was cancelled, whether to stop.
+    """What an executor hears of the world: the time, chance in [0, 1), who was cancelled, whether to stop, who may.
 
     `pause` sleeps for seconds and returns True when the worker ends meanwhile.
     """
@@ -41,6 +44,7 @@ class Signals:
     stopping: Callable[[], bool]
     pause: Callable[[float], bool]
     chance: Callable[[], float] = random.random
+    quotas: Quotas | None = None
 
 
 class Admission:
@@ -58,8 +62,10 @@ class Admission:
         if not self._ends(attempt) and (shut := self._gate.enter(attempt)) is not None:
             self.postpone(attempt, shut)
             return None
-        if self._turned_away(attempt):
+        if self._turned_away(attempt) or self._over_quota(attempt):
             return None
+        if attempt.past.put_off:
+            attempt = replace(attempt, past=attempt.past.welcomed())
         if not attempt.ledgered:
             return attempt
         mine = self._claim(attempt)
@@ -73,8 +79,7 @@ class Admission:
 
     def _ends(self, attempt: Attempt) -> bool:
         """Whether the job ends without running: an open breaker is no reason to put that off."""
-        end = attempt.job.expires_at
-        return self._signals.cancelled(attempt.id) is not None or (end is not None and attempt.started_at > end)
+        return self._signals.cancelled(attempt.id) is not None or attempt.expired
 
     def postpone(self, attempt: Attempt, failure: Failure) -> None:
         """Put a job off because of a dependency; one that has waited for too long is buried."""
@@ -101,7 +106,7 @@ class Admission:
             settler.repeat(attempt, known)
         elif (reason := self._signals.cancelled(attempt.id)) is not None:
             settler.finish(attempt, Cancelled(reason=reason))
-        elif job.expires_at is not None and attempt.started_at > job.expires_at:
+        elif attempt.expired:
             late = JobError("the job was not started in time", code="TAPE-6006", expires_at=job.expires_at)
             settler.expire(attempt, Failure.of(late))
         elif (short_s := self._too_short(attempt)) is not None:
@@ -130,6 +135,24 @@ class Admission:
         past = attempt.past
         ours = bool(past.tries) and past.tries[-1].worker == self._settler.worker
         return past.hint is Hint.ELSEWHERE and ours and attempt.record.delivery_count == 1
+
+    def _over_quota(self, attempt: Attempt) -> bool:
+        """Put a job off while its tenant has no room for it; that is no attempt, and no wait that ever ends badly."""
+        try:
+            wait = self._signals.quotas.enter(attempt) if self._signals.quotas is not None else None
+        except UnavailableError as error:
+            if attempt.kind.recorded and error.code == "TAPE-5002":
+                raise
+            # No breaker of this kind is to hear of it: other tenants' jobs do without the store.
+            self.postpone(attempt, Failure.of(error))
+            return True
+        if wait is None:
+            return False
+        delay = wait.delay_s
+        if (end := attempt.job.expires_at) is not None:  # whoever waits for it is told in time
+            delay = min(delay, max(0.0, (end - attempt.started_at).total_seconds()) + PAST_S)
+        self._settler.again(attempt, wait.past, EventType.POSTPONED, delay_s=delay, failure=wait.failure)
+        return True
 
     def _claim(self, attempt: Attempt) -> Attempt | None:
         """Write the start down; None when another worker runs the job."""

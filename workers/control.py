@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Protocol
 
 import structlog
 
 from schemas import control
 from schemas.control import TENANT, Breaker, Cancel, Drain, Tenant
-from schemas.errors import TapeError
-from wire.follow import KafkaFollower
+from schemas.errors import TapeError, UnavailableError
+from wire.follow import Follower, KafkaFollower, Since
 from wire.settings import Settings
 
 _LOG = structlog.get_logger("tickertape.control")
 KEPT = 100_000
 PAUSE_S = 2.0
+INFORMED_S = 10.0
+"""How long a job waits for what was said before its worker came."""
 
 
 class ControlRecord(Protocol):
@@ -29,25 +31,41 @@ class ControlRecord(Protocol):
     def value(self) -> bytes | None: ...
 
 
-Reader = Callable[[threading.Event], Iterable[ControlRecord]]
-"""Yields the topic's records from its beginning on, until the event is set."""
+Reader = Callable[[threading.Event], Iterable[ControlRecord | None]]
+"""Yields the topic's records from its start on, until the event is set; None when all that was there is read."""
 
 
 def follow_control(settings: Settings, topic: str) -> Reader:
     """Return a reader of the control topic that outlives broker outages; reading a cancellation twice is harmless."""
 
-    def read(stop: threading.Event) -> Iterator[ControlRecord]:
+    def read(stop: threading.Event) -> Iterator[ControlRecord | None]:
         follower = KafkaFollower(settings, name="tape-control")
+        since: Since = "start"
         while not stop.is_set():
             try:
-                with follower.follow(topic, since="start", stop=stop) as feed:
+                if since == "start":
+                    since = yield from _so_far(follower, topic)
+                    yield None
+                with follower.follow(topic, since=since, stop=stop) as feed:
                     for batch in feed:
                         yield from batch
             except TapeError as error:
                 _LOG.warning("the control topic cannot be read", error=str(error))
                 stop.wait(PAUSE_S)
+            since = "start"
 
     return read
+
+
+def _so_far(follower: Follower, topic: str) -> Generator[ControlRecord, None, Mapping[int, int]]:
+    """Yield what the topic holds now; return where it goes on."""
+    ends: dict[int, int] = {}
+    with follower.read(topic) as feed:
+        for batch in feed:
+            for record in batch:
+                ends[record.partition] = record.offset + 1
+                yield record
+    return ends
 
 
 class Controls:
@@ -68,15 +86,26 @@ class Controls:
         self.tenants: Mapping[str, Tenant] = {}
         """The newest word on each tenant; never changed, only replaced."""
         self._breaker, self._drain = breaker, drain
-        self._stop = threading.Event()
+        self._stop, self._informed = threading.Event(), threading.Event()
         self._read = read
         self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
         if read is not None:
             self._thread.start()
+        else:
+            self._informed.set()
 
     def reason(self, job: str) -> str | None:
         """Return why a job was cancelled, or None."""
         return self._reasons.get(job)
+
+    def tenant(self, name: str) -> Tenant | None:
+        """Return the newest word on a tenant. A worker that just came waits until it has read what was said before.
+
+        Raises `UnavailableError` (TAPE-5001) when that cannot be read: nobody knows who has a quota.
+        """
+        if not self._informed.is_set() and not self._informed.wait(INFORMED_S):
+            raise UnavailableError("the control topic is not read yet", code="TAPE-5001", seconds=INFORMED_S)
+        return self.tenants.get(name)
 
     def apply(self, record: ControlRecord) -> None:
         """Take in one record; a tombstone takes its key's word back, and an unreadable one says nothing."""
@@ -113,4 +142,7 @@ class Controls:
     def _serve(self) -> None:
         assert self._read is not None
         for record in self._read(self._stop):
-            self.apply(record)
+            if record is None:
+                self._informed.set()
+            else:
+                self.apply(record)

@@ -104,6 +104,8 @@ class Executor:
             _LOG.exception("defect in the worker", job=attempt.id)
             self._settler.bury(attempt, _defect(error))
         finally:
+            if self._signals.quotas is not None:
+                self._signals.quotas.leave(attempt)
             self._gate.ended(attempt)
 
     def _apart(self, attempt: Attempt) -> AbstractContextManager[Any]:

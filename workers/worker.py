@@ -47,6 +47,7 @@ from workers.meter import Meter
 from workers.presence import Announcer, Post
 from workers.process import ChildRunner
 from workers.queues import Consume, Listening, Queues, Ready, check, mapped, share_config
+from workers.quota import Quotas
 from workers.runner import InlineRunner, Runner
 from workers.scout import Scout, ahead
 from workers.settle import Settler
@@ -121,6 +122,7 @@ class Worker:
         self._mover = Mover(settings, name=self.id) if options.move and consume is None else None
         self._again = Again()
         self._claims = Claims(worker=self.id, store=self.store, now=now)
+        self._quotas = Quotas(worker=self.id, store=self.store, tenant=self._control.tenant)
         self._pools: dict[bool, Pool] = {}
         post = Post(worker=self.id, kinds=self.kinds, lanes=options.lanes, slots=options.slots, started_at=now())
         self._presence = Announcer(self._say, self._unsay, partial(self._seen, post))
@@ -150,7 +152,7 @@ class Worker:
             settler=settler,
             claims=self._claims,
             gate=self._gate,
-            signals=Signals(now, self._control.reason, self._hurry.is_set, self._ended.wait),
+            signals=Signals(now, self._control.reason, self._hurry.is_set, self._ended.wait, quotas=self._quotas),
             again=self._again,
             give=lambda record: self._pool_of(self._names.parse_jobs(record.topic)[0]).give(record),
         )
@@ -280,6 +282,7 @@ class Worker:
         """Work until drained, then settle, hand back what is left, and close everything."""
         self._again.start()
         self._claims.start()
+        self._quotas.start()
         self._aside.start()
         for scout in self._scouts:
             scout.start()
@@ -320,6 +323,7 @@ class Worker:
             pool.stop(timeout=10.0)
         self._again.stop()
         self._claims.stop()
+        self._quotas.stop()
         if self._mover is not None:
             self._mover.stop(timeout=5.0)
         self._ended.set()

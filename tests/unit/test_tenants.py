@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from worker_twin import Entry
+import pytest
+from worker_twin import Entry, waiting
 
 from schemas.control import Cancel, Tenant, key
+from schemas.errors import UnavailableError
+from workers import control as module
 from workers.control import Controls
 
 
@@ -31,4 +36,26 @@ def test_the_newest_word_on_a_tenant_counts_until_it_is_taken_back() -> None:
     control.apply(Entry(b"tenant:nobody", None))
     assert set(control.tenants) == {"zenith"}
     assert set(seen) == {"acme", "zenith"}, "what was handed out changes under nobody's hands"
+    control.close()
+
+
+def test_a_worker_that_comes_lets_nobody_in_before_it_knows_who_has_a_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "INFORMED_S", 0.01)
+    said = Tenant(tenant="acme", in_flight=1, time=datetime(2026, 1, 1, tzinfo=UTC))
+    more, known = threading.Event(), threading.Event()
+
+    def reader(stop: threading.Event) -> Iterator[Entry | None]:
+        yield Entry(b"tenant:acme", said.model_dump_json().encode())
+        waiting(more, "leave to go on")
+        yield None
+        known.set()
+        waiting(stop, "the end")
+
+    control = Controls(reader)
+    with pytest.raises(UnavailableError, match="TAPE-5001"):
+        control.tenant("acme")
+    more.set()
+    waiting(known, "the end of what was said before")
+    assert control.tenant("acme") == said
+    assert control.tenant("nobody") is None
     control.close()

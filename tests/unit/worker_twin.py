@@ -13,7 +13,7 @@ from pydantic import Field
 
 from schemas.claim import Claim, Start
 from schemas.codec import Envelope, encode, request_type
-from schemas.control import Cancel
+from schemas.control import Cancel, Tenant, key
 from schemas.dead import DISPOSITION, DeadLetter
 from schemas.delays import PARTITIONS, WHEELS, plan, strip
 from schemas.errors import FailureClass
@@ -39,6 +39,7 @@ from workers.control import Controls
 from workers.execute import Executor
 from workers.gate import Gate
 from workers.kinds import Kind
+from workers.quota import Quotas
 from workers.runner import InlineRunner, Runner
 from workers.settle import Settler, outcome_name
 
@@ -150,6 +151,10 @@ class Bench:
         self.claims = Claims(
             worker=worker, store=lambda: self.store, now=self.clock.now, clock=self.clock, wait=self.sleep
         )
+        self.quotas = Quotas(
+            worker=worker, store=lambda: self.store, tenant=self.control.tenant, clock=self.clock,
+            chance=lambda: self.chance, pause=self.sleep,
+        )  # fmt: skip
         self.chance = 0.999
         self.slept, self.ended = 0, False
         self.meanwhile: Callable[[], object] = lambda: None
@@ -160,7 +165,12 @@ class Bench:
             claims=self.claims,
             gate=self.gate,
             signals=Signals(
-                self.clock.now, self.control.reason, lambda: self.stopping, self.sleep, lambda: self.chance
+                self.clock.now,
+                self.control.reason,
+                lambda: self.stopping,
+                self.sleep,
+                lambda: self.chance,
+                self.quotas,
             ),
             again=self.again,
             give=self.given.append,
@@ -205,6 +215,11 @@ class Bench:
     def outcome(self, job: str) -> Outcome:
         """The stored outcome of a job."""
         return Outcome.model_validate_json(self.store.read(outcome_name(job)))
+
+    def allow(self, tenant: str = "default", **quota: Any) -> None:
+        """Give a tenant a quota, as the control topic would."""
+        said = Tenant(tenant=tenant, time=START, **quota)
+        self.control.apply(Entry(key(said).encode(), said.model_dump_json().encode()))
 
     def cancel(self, job: str, reason: str = "enough") -> None:
         """Cancel a job, as the control topic would."""

@@ -1,0 +1,56 @@
+"""Quotas in use: which of a tenant's jobs run where, and how many more may start; an object per tenant in the store."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+
+from pydantic import Field
+
+from schemas.model import Open
+
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_STRANGE = re.compile(r"[^A-Za-z0-9._-]")
+
+
+class Holder(Open):
+    """A worker and the tenant's jobs that it runs. `beat` is the number of its last write: it rises while it lives."""
+
+    beat: int = Field(default=0, ge=0)
+    jobs: tuple[str, ...] = ()
+
+
+class Tally(Open):
+    """`tenants/NAME.json`: what a tenant's jobs have taken of its quota; changed by compare-and-swap only.
+
+    `time` is the tenant's own, in seconds since the object was made, told on by whoever writes it: no two clocks are
+    ever compared. Who may not start for the rate's sake draws a ticket; `head` of all `tail` tickets are called by now.
+    """
+
+    schema_version: int = 1
+    tenant: str
+    writes: int = Field(default=0, ge=0)
+    workers: dict[str, Holder] = Field(default_factory=dict)
+    time: float = Field(default=0.0, ge=0)
+    tokens: float | None = Field(default=None, description="jobs that may start at once; none: as many as may at most")
+    head: float = Field(default=0.0, ge=0)
+    tail: int = Field(default=0, ge=0)
+
+    @property
+    def running(self) -> frozenset[str]:
+        """The jobs in flight; one that two workers have, for one of them is dead, is one."""
+        return frozenset(job for holder in self.workers.values() for job in holder.jobs)
+
+    @property
+    def waiting(self) -> int:
+        """Tickets that are not called yet."""
+        return max(0, math.ceil(self.tail - self.head - 1e-6))
+
+
+def tally_name(tenant: str) -> str:
+    """Return the name of a tenant's object in the store; two tenants never share one."""
+    if _PLAIN.fullmatch(tenant):
+        return f"tenants/{tenant}.json"
+    digest = hashlib.sha256(tenant.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"tenants/{_STRANGE.sub('_', tenant)[:64]}~{digest[:32]}.json"

@@ -1,0 +1,113 @@
+"""Who of a tenant may start now: pure rules over what its jobs have taken of its quota.
+
+Jobs in flight are counted by who runs them. The rate is a bucket of tokens, one for each start. Who finds it empty
+draws a ticket; tickets are called in their order, as fast as tokens come, and whoever comes without one waits behind
+all of them. So each job is told when to come back, jobs come back as fast as they can start, and no faster. Tickets
+are places, not moments: when the rate is changed, all of them are called by the new one.
+
+Sources: token bucket, Turner, "New directions in communications" (1986); tickets: Lamport's bakery (1974).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from schemas.control import Tenant
+from schemas.quota import Holder, Tally
+
+TINY = 1e-6
+"""Part of a token or a ticket that sums of fractions may be off by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A job that wants to start, and its ticket; 0: none."""
+
+    job: str
+    ticket: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """Not now: which limit, how many jobs are in flight, and for the rate the seconds until it is this job's turn.
+
+    `due`: its turn has come already, but the tokens are gone; who comes late has to try.
+    """
+
+    limit: Literal["in_flight", "rate"]
+    running: int
+    ticket: int = 0
+    seconds: float = 0.0
+    due: bool = False
+
+
+def passed(tally: Tally, quota: Tenant, now: float) -> Tally:
+    """Return the tally at a later moment: tokens have come and tickets were called."""
+    now = max(now, tally.time)
+    if quota.rate is None:
+        return tally.model_copy(update={"time": now, "tokens": None, "head": float(tally.tail)})
+    came = (now - tally.time) * quota.rate
+    tokens = quota.depth if tally.tokens is None else min(quota.depth, tally.tokens + came)
+    return tally.model_copy(
+        update={"time": now, "tokens": float(tokens), "head": min(float(tally.tail), tally.head + came)}
+    )
+
+
+def ask(
+    tally: Tally, quota: Tenant, asks: Iterable[Ask], *, worker: str, mine: Collection[str]
+) -> tuple[Tally, list[Full | None]]:
+    """Return the tally after several jobs of one worker have asked, in their order, and what each was told.
+
+    None: it may start. `mine` are the tenant's jobs that the worker runs: what the tally says of that is overwritten,
+    because nobody knows better. A job that is in flight, here or where its worker died, takes nothing more.
+    """
+    others = {job for name, holder in tally.workers.items() if name != worker for job in holder.jobs}
+    own = dict.fromkeys(mine)
+    answers: list[Full | None] = []
+    for one in asks:
+        running = len(others.union(own))
+        if one.job not in own and one.job not in others:
+            if quota.in_flight is not None and running >= quota.in_flight:
+                answers.append(Full("in_flight", running, one.ticket))
+                continue
+            tally, full = _start(tally, quota, one, running)
+            if full is not None:
+                answers.append(full)
+                continue
+        if quota.in_flight is not None:
+            own[one.job] = None
+        answers.append(None)
+    return signed(tally, worker, own), answers
+
+
+def signed(tally: Tally, worker: str, mine: Collection[str]) -> Tally:
+    """Return the tally with what a worker runs now, and its next beat; nothing is kept of one that runs nothing."""
+    workers, writes = {name: one for name, one in tally.workers.items() if name != worker}, tally.writes + 1
+    if mine:
+        workers[worker] = Holder(beat=writes, jobs=tuple(mine))
+    return tally.model_copy(update={"workers": workers, "writes": writes})
+
+
+def without(tally: Tally, gone: Collection[str]) -> Tally:
+    """Return the tally without the workers that are gone."""
+    return tally.model_copy(update={"workers": {name: one for name, one in tally.workers.items() if name not in gone}})
+
+
+def _start(tally: Tally, quota: Tenant, one: Ask, running: int) -> tuple[Tally, Full | None]:
+    """Take a token, or a ticket where there is none."""
+    tokens = tally.tokens
+    if quota.rate is None or tokens is None:
+        return tally, None
+    ticket = one.ticket if one.ticket <= tally.tail else 0  # of an object that was lost, or made up
+    called = tally.head >= (ticket or tally.tail) - TINY
+    if called and tokens >= 1 - TINY:
+        return tally.model_copy(update={"tokens": tokens - 1}), None
+    if not ticket:
+        # The first in the line is called when the next token is there.
+        head = tally.head if tally.waiting else tally.tail + min(1.0, tokens)
+        ticket, called = tally.tail + 1, False
+        tally = tally.model_copy(update={"tail": ticket, "head": max(0.0, head)})
+    wait = (1 - tokens if called else ticket - tally.head) / quota.rate
+    return tally, Full("rate", running, ticket, max(0.0, wait), called)
