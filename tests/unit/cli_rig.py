@@ -6,12 +6,14 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 from producers.memory import MemoryPorts
 from schemas.event import Event, EventType
 from schemas.ids import uuid7
 from schemas.outcome import Outcome, Status
+from wire.topics import Change
 
 PARAMS = '{"model": "builtin:m", "prompt": "hi"}'
 
@@ -61,3 +63,14 @@ def ended(ports: MemoryPorts, job: str, status: Status = Status.SUCCEEDED, **fie
         job=job, kind="inference", status=status, attempt=1, worker="w", finished_at=datetime.now(UTC), **fields
     )
     told(ports, job, EventType(status.value), attempt=1, worker="w", outcome=outcome)
+
+
+MISSING = Change("create", "topic", "tape.events")
+DRIFT = Change("drift", "topic", "tape.control", "partitions", "2", "1", "not taken away")
+
+
+def plan(*changes: Change) -> SimpleNamespace:
+    """What `topics apply` would change, as `wire.topics` tells it."""
+    pending = [change for change in changes if change.kind not in {"ok", "drift"}]
+    drift = [change for change in changes if change.kind == "drift"]
+    return SimpleNamespace(changes=changes, pending=pending, drift=drift, topics=(1,), groups=(1,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from cli_rig import Tape
 
+    from producers import Client
     from producers.memory import MemoryPorts
 
 TEXTS = tuple(
@@ -55,6 +57,17 @@ def ports() -> MemoryPorts:
     from producers.memory import MemoryPorts
 
     return MemoryPorts()
+
+
+@pytest.fixture
+def client(ports: MemoryPorts) -> Iterator[Client]:
+    """A client of the queue in memory, quick to ask again."""
+    from producers import Client
+    from wire.settings import Settings
+
+    with Client(settings=Settings(), ports=ports) as client:
+        client.feed._backoff_s = 0.01
+        yield client
 
 
 @pytest.fixture

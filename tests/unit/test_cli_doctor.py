@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from cli_rig import Result, Tape, bare
+from cli_rig import DRIFT, MISSING, Result, Tape, bare, plan
 
 import wire.topics
 from producers.cli import doctor
@@ -22,16 +22,6 @@ pytestmark = pytest.mark.usefixtures("home")
 @pytest.fixture
 def tape(tape: Tape) -> Tape:
     return bare(tape)
-
-
-def plan(*changes: Change) -> SimpleNamespace:
-    pending = [change for change in changes if change.kind not in {"ok", "drift"}]
-    drift = [change for change in changes if change.kind == "drift"]
-    return SimpleNamespace(changes=changes, pending=pending, drift=drift, topics=(1,), groups=(1,))
-
-
-MISSING = Change("create", "topic", "tape.events")
-DRIFT = Change("drift", "topic", "tape.control", "partitions", "2", "1", "not taken away")
 
 
 class FakeLink:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
-from cli_rig import Tape, bare
+from cli_rig import DRIFT, MISSING, Tape, bare, plan
 
 import wire.broker
 import wire.store
@@ -212,16 +212,6 @@ class TestStore:
         assert "compiling" in found.err
         main(["store", "logs", "-n", "3"])
         assert capfd.readouterr().out == "3 lines\n"
-
-
-def plan(*changes: Change) -> SimpleNamespace:
-    pending = [change for change in changes if change.kind not in {"ok", "drift"}]
-    drift = [change for change in changes if change.kind == "drift"]
-    return SimpleNamespace(changes=changes, pending=pending, drift=drift, topics=(1,), groups=(1,))
-
-
-MISSING = Change("create", "topic", "tape.events")
-DRIFT = Change("drift", "topic", "tape.control", "partitions", "2", "1", "not taken away")
 
 
 class TestTopics:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from client_rig import PARAMS, end, event, outcome
 
 from producers import Client, Request
 from producers.handle import SKEW, born
@@ -26,37 +27,9 @@ from schemas.errors import (
 from schemas.event import Event, EventType
 from schemas.ids import job_id, uuid7
 from schemas.job import Inference, Job, Training
-from schemas.outcome import Outcome, Status
+from schemas.outcome import Status
 from schemas.topics import MESSAGE_LIMIT
 from wire.settings import Settings
-
-PARAMS = {"model": "builtin:m", "prompt": "hi"}
-
-
-@pytest.fixture
-def ports() -> MemoryPorts:
-    return MemoryPorts()
-
-
-@pytest.fixture
-def client(ports: MemoryPorts) -> Iterator[Client]:
-    with Client(settings=Settings(), ports=ports) as client:
-        client.feed._backoff_s = 0.01
-        yield client
-
-
-def event(job: str, kind: EventType, *, at: datetime | None = None, **fields: Any) -> Event:
-    return Event(id=uuid7(), type=kind, job=job, kind="inference", time=at or datetime.now(UTC), **fields)
-
-
-def outcome(job: str, status: Status = Status.SUCCEEDED, **fields: Any) -> Outcome:
-    return Outcome(
-        job=job, kind="inference", status=status, attempt=1, worker="w", finished_at=datetime.now(UTC), **fields
-    )
-
-
-def end(job: str, **result: Any) -> Event:
-    return event(job, EventType.SUCCEEDED, outcome=outcome(job, result=result))
 
 
 class TestSubmit:
@@ -193,7 +166,6 @@ class TestMany:
 
         client._ports.publish = publish  # type: ignore[method-assign]
         handles = client.submit_many(requests(), window=2)
-        threading.Timer(0, lambda: None)
         client._ports.publish_timeout_s = 0.01
         with pytest.raises(UnavailableError):
             next(handles)

@@ -23,11 +23,6 @@ from wire.settings import Settings
 PARAMS = {"model": "builtin:m", "prompt": "hi"}
 
 
-@pytest.fixture
-def ports() -> MemoryPorts:
-    return MemoryPorts()
-
-
 def run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(work, 20))
 

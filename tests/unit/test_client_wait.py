@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
+from client_rig import PARAMS, end, event, outcome
 
 from producers import Client
 from producers.feed import Feed
@@ -21,38 +20,9 @@ from schemas.errors import (
     TimeoutExceeded,
     UnavailableError,
 )
-from schemas.event import Event, EventType, State
+from schemas.event import EventType, State
 from schemas.ids import job_id, uuid7
-from schemas.outcome import Failure, Outcome, Status
-from wire.settings import Settings
-
-PARAMS = {"model": "builtin:m", "prompt": "hi"}
-
-
-@pytest.fixture
-def ports() -> MemoryPorts:
-    return MemoryPorts()
-
-
-@pytest.fixture
-def client(ports: MemoryPorts) -> Iterator[Client]:
-    with Client(settings=Settings(), ports=ports) as client:
-        client.feed._backoff_s = 0.01
-        yield client
-
-
-def event(job: str, kind: EventType, *, at: datetime | None = None, **fields: Any) -> Event:
-    return Event(id=uuid7(), type=kind, job=job, kind="inference", time=at or datetime.now(UTC), **fields)
-
-
-def outcome(job: str, status: Status = Status.SUCCEEDED, **fields: Any) -> Outcome:
-    return Outcome(
-        job=job, kind="inference", status=status, attempt=1, worker="w", finished_at=datetime.now(UTC), **fields
-    )
-
-
-def end(job: str, **result: Any) -> Event:
-    return event(job, EventType.SUCCEEDED, outcome=outcome(job, result=result))
+from schemas.outcome import Failure, Status
 
 
 class TestResult:
