@@ -1,4 +1,4 @@
-"""Native object stores for the contract suites: one of each per session, gone with it however it ends."""
+"""Fixtures of the contract suites: a cluster or its twin, and native object stores that are gone with the session."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import SetupError
+from wire.settings import Settings
 from wire.store import NativeStore
 
 CACHE = Path(os.environ.get("TAPE_CACHE", "~/.cache/tickertape")).expanduser()
@@ -24,6 +25,13 @@ def _running(engine: str, folder: Path) -> Iterator[NativeStore]:
         pytest.skip(str(error))
     yield native
     native.stop(grace_s=0)
+
+
+@pytest.fixture(params=["memory", pytest.param("kafka", marks=[pytest.mark.kafka, pytest.mark.slow])])
+def cluster(request: pytest.FixtureRequest) -> Settings | None:
+    """Run a test twice: in memory (None), and on the session's broker."""
+    found: Settings | None = None if request.param == "memory" else request.getfixturevalue("settings")
+    return found
 
 
 @pytest.fixture(scope="session")

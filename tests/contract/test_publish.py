@@ -56,9 +56,9 @@ def _kafka(settings: Settings) -> World:
     return World(topic(), KafkaPublisher(settings), KafkaFollower(settings), topic)
 
 
-@pytest.fixture(params=["memory", pytest.param("kafka", marks=[pytest.mark.kafka, pytest.mark.slow])])
-def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    made = _memory() if request.param == "memory" else _kafka(request.getfixturevalue("settings"))
+@pytest.fixture
+def world(cluster: Settings | None) -> Iterator[World]:
+    made = _memory() if cluster is None else _kafka(cluster)
     try:
         yield made
     finally:
