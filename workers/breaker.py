@@ -257,6 +257,11 @@ class Breakers:
         self._lock = threading.Lock()
         self._born = clock()
 
+    @property
+    def worker(self) -> str:
+        """Whose they are."""
+        return self._me
+
     def report(self, job: str, dependency: str, failure: Failure | None) -> None:
         """Tell how it went: a job used the dependency well (None), or failed because of it."""
         circuits = self._circuits

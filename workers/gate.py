@@ -7,10 +7,12 @@ So it is with the kinds of child processes while the device of this worker is in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 from schemas.errors import TapeError, UnavailableError
 from schemas.outcome import Failed, Failure, Succeeded, Verdict
+from schemas.past import Hint
 from workers.attempt import Attempt
 from workers.breaker import Allowed, Breakers, Paused
 from workers.failures import dependency, suspect
@@ -20,13 +22,23 @@ from workers.quarantine import Quarantine
 
 HANDED_ON_S = 1.0
 """What was acquired when the device failed is soon tried by another worker: this one takes no such job."""
+LEFT_S = 1.0
+"""A worker that leaves a job to another takes none of its kind for so long: it would get the same one again."""
 
 
 class Gate:
     """Stands between the queue and the kinds of one worker; thread-safe."""
 
-    def __init__(self, breakers: Breakers, kinds: Mapping[str, Kind], quarantine: Quarantine | None = None) -> None:
-        self._breakers = breakers
+    def __init__(
+        self,
+        breakers: Breakers,
+        kinds: Mapping[str, Kind],
+        quarantine: Quarantine | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._breakers, self._clock = breakers, clock
+        self._left: dict[str, float] = {}
         self._needs = {name: needs(kind) for name, kind in kinds.items()}
         self._heavy = frozenset(name for name, kind in kinds.items() if kind.recorded)
         self._quarantine = quarantine or Quarantine(apart(kinds.values()))
@@ -40,6 +52,8 @@ class Gate:
         """Return how many jobs of a kind may be acquired now; None: as many as fit."""
         if self.device is not None and kind in self._heavy:
             return 0
+        if self._left and self._clock() < self._left.get(kind, 0.0):
+            return 0
         if self._breakers.calm:
             return None
         answer = self._breakers.allowed(self._needs[kind])
@@ -51,6 +65,8 @@ class Gate:
         """Return None when the attempt may run, else why not: its place tells for how many seconds."""
         if (reason := self.device) is not None and attempt.kind.recorded:
             return Failure.of(_away("device", reason, HANDED_ON_S))
+        if self._others(attempt):
+            self._left[attempt.kind.name] = self._clock() + LEFT_S
         if self._breakers.calm:
             return None
         answer = self._breakers.allowed(self._needs[attempt.kind.name])
@@ -61,6 +77,13 @@ class Gate:
         if self._breakers.take(answer, attempt.id):
             return None
         return Failure.of(_away(answer.dependencies[0], "another job tries it", 1.0))
+
+    def _others(self, attempt: Attempt) -> bool:
+        """Whether the job failed here and should be tried by another worker; `workers.admit` lets go of it, once."""
+        past = attempt.past
+        if past.hint is not Hint.ELSEWHERE or attempt.record.delivery_count > 1:
+            return False
+        return bool(past.tries) and past.tries[-1].worker == self._breakers.worker
 
     def tell(self, attempt: Attempt, verdict: Verdict) -> None:
         """Take in how an attempt went."""

@@ -1,10 +1,11 @@
 """Run the fault campaign: `python -m tests.campaign [--minutes 10] [--rows 1,5,13]`.
 
-Real Kafka (three brokers where the row needs them), real S3 and real worker processes; each row has its own jobs, and
-one oracle judges all: what was acknowledged against outcomes and dead letters, artifacts against their hashes. A row
-that cannot run here is shown as not run, and why. From 20 minutes on rows take their full length, and are repeated
-while there is time. `--sabotage` loses, doubles or alters something of every row behind the workers' back: then every
-row must fail. What was found is kept in `.bench/faults.json`.
+Real Kafka (three brokers but for the rows that say otherwise), real S3 and real worker processes; each row has its own
+jobs, and one oracle judges all: what was acknowledged against outcomes and dead letters, artifacts against their
+hashes. A row that cannot run here is shown as not run, and why. From 20 minutes on rows are as large as the list asks
+for, and are repeated at the smaller size while there is time. `--sabotage` loses, doubles or alters something of every
+row behind the workers' back: then every row must fail. What was found is kept in `.bench/faults.json`; `--show`
+prints that once more, as Markdown.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,13 @@ class Result:
     recovery_s: float | None = None
     seconds: float = 0.0
     told: str = ""
+    size: str = ""
+    weaker: str = ""
 
 
 def play(row: Row, stage: Stage, sabotage: str | None) -> Result:
     """Run one row and judge it."""
-    result, began = Result(row.number, row.fault, row.inject, "passed"), time.monotonic()
+    result, began = made(row, "passed", stage), time.monotonic()
     try:
         with row.scene(stage) as scene:
             told: list[str] = []
@@ -80,6 +83,14 @@ def play(row: Row, stage: Stage, sabotage: str | None) -> Result:
         result.verdict, result.told = "FAILED", f"{type(error).__name__}: {error}"
     result.seconds = round(time.monotonic() - began, 1)
     return result
+
+
+def made(row: Row, verdict: str, stage: Stage) -> Result:
+    """Return a result before anything was found."""
+    size = "" if row.sizes is None else f"{row.sizes[stage.nightly]}"
+    if size and not stage.nightly:
+        size += f" for {row.sizes[1]}"  # type: ignore[index]
+    return Result(row.number, row.fault, row.inject, verdict, size=size, weaker=row.weaker)
 
 
 def keep(scene: Scene, row: Row) -> None:
@@ -124,7 +135,25 @@ def line(result: Result) -> str:
     back = "—" if result.recovery_s is None else f"{result.recovery_s:.2f}"
     ended = sum(result.outcomes.values())
     head = f"{result.number:>3} {result.fault[:37]:38}{result.jobs:>6}{ended:>7}{result.doubled:>6}{result.lost:>5}"
-    return f"{head}{back:>8}{result.seconds:>7.1f}  {result.verdict}{f': {result.told}' if result.told else ''}"
+    size = f" [{result.size}]" if result.size else ""
+    return f"{head}{back:>8}{result.seconds:>7.1f}  {result.verdict}{size}{f': {result.told}' if result.told else ''}"
+
+
+def show(path: Path) -> None:
+    """Print what was found last as Markdown."""
+    found = json.loads(path.read_text())
+    print(f"{found['date']}, `make faults MINUTES={found['minutes']:g}`: {found['took_s'] / 60:.1f} minutes.\n")
+    print("| row | fault | injection | size | jobs | ended | twice | lost | back s | verdict | found |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for one in found["rows"]:
+        back = "–" if one["recovery_s"] is None else f"{one['recovery_s']:.2f}"
+        cells = [
+            one["number"], one["fault"], one["inject"], one["size"] or "as listed", one["jobs"],
+            sum(one["outcomes"].values()), one["doubled"], one["lost"], back, one["verdict"], one["told"],
+        ]  # fmt: skip
+        print(f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |")
+    weaker = {one["number"]: one["weaker"] for one in found["rows"] if one["weaker"]}
+    print("\nOtherwise than listed: " + "; ".join(f"{number}: {told}" for number, told in sorted(weaker.items())) + ".")
 
 
 def main() -> int:
@@ -133,8 +162,12 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--rows", type=lambda text: [int(part) for part in text.split(",")], help="numbers, by commas")
     parser.add_argument("--sabotage", choices=sorted(SABOTAGE), help="prove that every row can fail")
+    parser.add_argument("--show", action="store_true", help="print what was found last, as Markdown")
     parser.add_argument("--json", type=Path, default=ROOT / ".bench" / "faults.json")
     given = parser.parse_args()
+    if given.show:
+        show(given.json)
+        return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     logging.disable(logging.ERROR - 1)
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
@@ -142,15 +175,16 @@ def main() -> int:
     if unknown := set(given.rows or ()) - set(known):
         parser.error(f"there is no row {min(unknown)}")
     chosen = [known[number] for number in given.rows] if given.rows else ROWS
-    until, results = time.monotonic() + given.minutes * 60, []
+    began, results = time.monotonic(), []
+    until = began + given.minutes * 60
     print(HEAD, flush=True)
     with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as folder:
         nightly, turn = given.minutes >= NIGHTLY_M, 0
         while turn == 0 or (nightly and time.monotonic() + ROW_S * len(chosen) < until):
-            with Stage(Path(folder) / str(turn), Settings.load().cache, nightly=nightly) as stage:
+            with Stage(Path(folder) / str(turn), Settings.load().cache, nightly=nightly and turn == 0) as stage:
                 for row in chosen:
                     if time.monotonic() + ROW_S > until:
-                        result = Result(row.number, row.fault, row.inject, "not run", told="no time was left")
+                        result = replace(made(row, "not run", stage), told="no time was left")
                     else:
                         result = play(row, stage, given.sabotage)
                     results.append(result)
@@ -158,6 +192,7 @@ def main() -> int:
             turn += 1
     given.json.parent.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "minutes": given.minutes}
+    found["took_s"] = round(time.monotonic() - began, 1)
     given.json.write_text(json.dumps(found | {"rows": [asdict(one) for one in results]}, indent=1) + "\n")
     counts = {verdict: sum(one.verdict == verdict for one in results) for verdict in ("passed", "FAILED", "not run")}
     print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()), f"→ {given.json}")

@@ -7,11 +7,11 @@ import time
 import psutil
 from fleet import kill
 
-from tests.campaign.row import Facts, brief_locks, proxy_of, row, shaky_broker, three
+from tests.campaign.row import Facts, alone, proxy_of, row, shaky_broker
 from tests.campaign.stage import Scene, Stage
 
 
-@row(1, "broker kill -9 and restart", "SIGKILL of the JVM, same log dir", brief_locks)
+@row(1, "broker kill -9 and restart", "SIGKILL of the JVM, same log dir", alone)
 def broker_killed(stage: Stage, scene: Scene) -> Facts:
     """Nothing acknowledged is lost, workers reconnect, the backlog drains; a claimed job does not run twice."""
     scene.worker("--slots", "2")
@@ -34,12 +34,17 @@ def broker_killed(stage: Stage, scene: Scene) -> Facts:
     return Facts(back, f"{len(scene.marks())} starts of 31 jobs")
 
 
-@row(2, "leader or coordinator bounce", "SIGKILL and restart of one broker of three, in turn", three)
+@row(
+    2,
+    "leader or coordinator bounce",
+    "SIGKILL and restart of one broker of three, in turn",
+    sizes=("3 bounces", "20 bounces"),
+)
 def brokers_bounce(stage: Stage, scene: Scene) -> Facts:
     """No group is stuck, leases are acquired anew."""
     scene.worker("--slots", "2")
     scene.worker("--slots", "2")
-    bounces, worst, cluster = 20 if stage.nightly else 3, 0.0, stage.broker("three")
+    bounces, worst, cluster = int(stage.pick(3, 20)), 0.0, stage.broker("three")
     for number in range(bounces):
         for job in range(8):
             scene.job(f"bounce-{number}-{job}", "quick" if job % 2 else "heavy", seconds=0.3)
@@ -53,7 +58,14 @@ def brokers_bounce(stage: Stage, scene: Scene) -> Facts:
     return Facts(worst, f"{bounces} bounces")
 
 
-@row(7, "partition worker↔broker", "a proxy that loses both ways, then each way", shaky_broker)
+@row(
+    7,
+    "partition worker↔broker",
+    "a proxy that loses both ways, then each way",
+    shaky_broker,
+    sizes=("7 s each", "12 s each"),
+    weaker="a TCP proxy of our own for nft in a network namespace; all clients are cut off, not one worker",
+)
 def partitioned(stage: Stage, scene: Scene) -> Facts:
     """Bounded retries, no double effect, work goes on within seconds. (Both workers and all clients are cut off.)"""
     scene.worker("--slots", "2")
@@ -63,14 +75,20 @@ def partitioned(stage: Stage, scene: Scene) -> Facts:
         scene.jobs(8, name=mode, seconds=0.5, size=1_000)
         scene.hush()
         proxy.set(mode)  # type: ignore[arg-type]
-        time.sleep(12.0 if stage.nightly else 7.0)
+        time.sleep(stage.pick(7.0, 12.0))
         proxy.set("pass")
         worst = max(worst, scene.next_end(60.0))
         assert scene.finish(60.0), f"after the way was {mode} for a while, not every job ended"
-    return Facts(worst, "hang, deaf, mute; 7 s each")
+    return Facts(worst, f"hang, deaf, mute; {stage.pick(7.0, 12.0):g} s each")
 
 
-@row(8, "slow or throttled broker", "a proxy: 50 ms a piece, 400 kB/s", shaky_broker)
+@row(
+    8,
+    "slow or throttled broker",
+    "a proxy: 50 ms a piece, 400 kB/s",
+    shaky_broker,
+    weaker="a TCP proxy of our own for toxiproxy",
+)
 def slow(stage: Stage, scene: Scene) -> Facts:
     """Back-pressure, flat memory."""
     crew = scene.worker("--slots", "2")

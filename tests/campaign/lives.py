@@ -9,26 +9,37 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import psutil
 from fleet import kill
 
 from schemas.errors import FailureClass
 from schemas.event import EventType
 from tests.campaign.oracle import finals, orphans
-from tests.campaign.row import Facts, brief_locks, row, s3
+from tests.campaign.row import Facts, brief_locks, plain, row
 from tests.campaign.stage import Crew, NotRun, Scene, Stage
 
 POINTS = ("acquire", "run", "artifact", "outcome", "acknowledge")
 SHIM = Path(__file__).parent / "clock.c"
+CGROUPS = Path("/sys/fs/cgroup")
+CGROUP = CGROUPS if (CGROUPS / "cgroup.controllers").exists() else CGROUPS / "memory"
 
 
-@row(3, "workers join and leave all the time", "SIGTERM and SIGKILL in a loop beside a steady worker")
+@row(
+    3,
+    "workers join and leave all the time",
+    "SIGTERM and SIGKILL in a loop beside a steady worker",
+    sizes=("5 workers", "20 workers"),
+)
 def churn(stage: Stage, scene: Scene) -> Facts:
     """Every job ends once; the others do not pause."""
     scene.worker()
-    dice, rounds = random.Random(3), 20 if stage.nightly else 5
+    dice, rounds = random.Random(3), int(stage.pick(5, 20))
     scene.jobs(30 + rounds * 4, seconds=0.4)
     for number in range(rounds):
         crew = scene.worker("--grace", "2")
@@ -54,10 +65,15 @@ def long_jobs(stage: Stage, scene: Scene) -> Facts:
     return Facts(None, "2 starts of 2 jobs")
 
 
-@row(5, "worker kill -9 at each step", "SIGKILL at named points of the worker's own code", s3)
+@row(
+    5,
+    "worker kill -9 at each step",
+    "SIGKILL at named points of the worker's own code",
+    sizes=("once each", "4 times each"),
+)
 def killed_at_each_step(stage: Stage, scene: Scene) -> Facts:
     """Another worker has it in less than 5 s, there is one outcome and no orphan upload."""
-    worst, rounds = 0.0, 4 if stage.nightly else 1
+    worst, rounds = 0.0, int(stage.pick(1, 4))
     for number in range(rounds):
         for point in POINTS:
             once = scene.folder / f"died-{number}-{point}"
@@ -127,7 +143,12 @@ def zombie(stage: Stage, scene: Scene) -> Facts:
     return Facts(worst, "thawed after the end, and in the middle")
 
 
-@row(12, "clock ±2 h, jumping", "a preloaded clock that reads its offset from a file")
+@row(
+    12,
+    "clock ±2 h, jumping",
+    "a preloaded clock that reads its offset from a file",
+    weaker="a shim of our own for libfaketime",
+)
 def clock(stage: Stage, scene: Scene) -> Facts:
     """Leases and back-off go by the monotonic clock."""
     compiler = shutil.which("cc")
@@ -168,13 +189,36 @@ def poison(stage: Stage, scene: Scene) -> Facts:
     return Facts(None, f"dead after 3, {dead.failure.code}")
 
 
-@row(14, "out of memory", "RLIMIT_AS in the job's process (no cgroup)")
+@contextmanager
+def limited(stage: Stage, name: str) -> Iterator[Scene]:
+    """A scene whose workers can be given a limit of memory."""
+    with plain(stage, name) as scene:
+        trial = CGROUP / f"{name}-trial"
+        try:
+            trial.mkdir()
+            allowed = any((trial / file).exists() for file in ("memory.max", "memory.limit_in_bytes"))
+            trial.rmdir()
+        except OSError as error:
+            raise NotRun(f"no memory cgroup can be made: {error}") from error
+        if not allowed:
+            raise NotRun("cgroups here cannot limit memory")
+        try:
+            yield scene
+        finally:
+            for crew in scene.crews:
+                crew.process.kill()
+                crew.process.wait()
+            for group in CGROUP.glob(f"{scene.settings.prefix}*"):
+                with suppress(OSError):  # a process of it may still be ending; an empty group does no harm
+                    group.rmdir()
+
+
+@row(14, "out of memory", "a cgroup of 600 MB around each worker: the kernel kills", limited)
 def memory(stage: Stage, scene: Scene) -> Facts:
     """Class resource: a retry with a smaller batch, then another worker, then a dead letter."""
-    scene.worker()
-    scene.worker()
-    scene.job("eased", do="hog", size=200 << 20, batch_size=6)
-    scene.job("hopeless", do="hog", size=20 << 30, batch_size=8)
+    crews = [confined(scene), confined(scene)]
+    scene.job("eased", do="hog", size=100 << 20, batch_size=6)
+    scene.job("hopeless", do="hog", size=400 << 20, batch_size=8)
     scene.jobs(6, name="neighbour")
     assert scene.finish(90.0), "not every job ended"
     ends = {event.job: event for event in scene.events() if event.outcome is not None}
@@ -187,20 +231,62 @@ def memory(stage: Stage, scene: Scene) -> Facts:
     assert dead.failure.failure is FailureClass.RESOURCE
     workers = {mark.worker for mark in scene.marks("hopeless")}
     assert len(workers) == 2, "it was not tried on another worker"
-    return Facts(None, f"smaller batch helped one; the other dead after {dead.attempt} on 2 workers")
+    assert "by the kernel, for memory" in dead.failure.message, dead.failure.message
+    assert all(crew.process.poll() is None for crew in crews), "a worker died of it"
+    return Facts(None, f"smaller batch helped one; the other dead after {dead.attempt} on 2 workers, both alive")
 
 
-@row(15, "device error", "a handler that raises CUDA's launch failure")
+def confined(scene: Scene) -> Crew:
+    """Start a worker that has 600 MB with all its processes, as a container would."""
+    crew = scene.worker()
+    group = CGROUP / f"{scene.settings.prefix}{crew.pid}"
+    group.mkdir()
+    limit = next(group / name for name in ("memory.max", "memory.limit_in_bytes") if (group / name).exists())
+    limit.write_text(str(600 << 20))
+    for process in [psutil.Process(crew.pid), *psutil.Process(crew.pid).children(recursive=True)]:
+        (group / "cgroup.procs").write_text(str(process.pid))
+    return crew
+
+
+@row(15, "device error or hang", "a fake device: raises as CUDA does, or hangs where no signal reaches")
 def device(stage: Stage, scene: Scene) -> Facts:
-    """The job is handed on to another worker, the device quarantined, its worker unhealthy."""
-    crews = {crew.pid: crew for crew in (scene.worker("--health-port", "0"), scene.worker("--health-port", "0"))}
-    scene.job("device", do="device")
-    scene.jobs(6, name="neighbour")
-    assert scene.finish(90.0), "not every job ended"
-    workers = [mark.pid for mark in scene.marks("device")]
-    assert len(set(workers)) > 1, "every attempt was on the same worker"
-    assert not ready(crews[workers[0]]), "handed on, but the worker whose device failed still says that it is ready"
-    return Facts(None, f"handed on after attempt 1, {len(workers)} attempts; its first worker is not ready")
+    """The device is quarantined, the job handed on, its worker unhealthy; and back when the device is mended."""
+    state = scene.folder / "device"
+    state.write_text("ecc")
+    bad = scene.worker("--health-port", "0", CAMPAIGN_DEVICE=str(state))
+    good = scene.worker("--health-port", "0")
+    first = met(scene, bad, "ecc")
+    scene.wait(lambda: not ready(bad), "the worker whose device failed still says that it is ready", 5.0)
+    assert ready(good), "the other worker is not ready either"
+    starts = sum(mark.pid == bad.pid for mark in scene.marks())
+    scene.jobs(12, name="beside", quick=0, do="device", seconds=0.2)
+    assert scene.finish(60.0), "not every job ended on the other worker"
+    assert sum(mark.pid == bad.pid for mark in scene.marks()) == starts, "it took jobs although its device is broken"
+    assert not ready(bad), "the other jobs' success made it ready"
+    state.write_text("well")
+    back = scene.wait(lambda: ready(bad), "it is not ready although its device was mended", 30.0)
+    state.write_text("hang")
+    second = met(scene, bad, "hang", top={"timeout_s": 3.0})
+    assert not ready(bad), "its device hangs, and it says that it is ready"
+    failures = {event.job: event.failure for event in scene.events() if event.type is EventType.RETRYING}
+    found = [failures[job].failure.value for job in (first, second)]  # type: ignore[union-attr]
+    assert found == ["resource", "timeout"], f"the failures are {found}"
+    return Facts(back, "handed on after 1 attempt each, quarantined until a probe passed; a hang was killed at 3 s")
+
+
+def met(scene: Scene, bad: Crew, name: str, **fields: Any) -> str:
+    """Send jobs that use the device until the worker with the bad one takes one, which then ends elsewhere."""
+    for number in range(30):
+        job = f"{name}-{number}"
+        scene.job(job, do="device", **fields)
+        marks = scene.started(job)
+        assert scene.finish(60.0), f"{job} did not end"
+        if marks[0].pid == bad.pid:
+            workers = [mark.pid for mark in scene.marks(job)]
+            assert len(workers) == 2, f"{job} was started {len(workers)} times"
+            assert workers[1] != bad.pid, f"{job} was not handed on"
+            return job
+    raise AssertionError("the worker with the bad device took no job")
 
 
 def ready(crew: Crew) -> bool:

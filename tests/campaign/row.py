@@ -25,13 +25,19 @@ Where = Callable[[Stage, str], AbstractContextManager[Scene]]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the list of faults."""
+    """One line of the list of faults.
+
+    `sizes`: how much of the fault there is in ten minutes, and at night, when it is what the list asks for. `weaker`
+    says what the list names and this machine does otherwise.
+    """
 
     number: int
     fault: str
     inject: str
     run: Run
     where: Where
+    sizes: tuple[str, str] | None = None
+    weaker: str = ""
 
     def scene(self, stage: Stage) -> AbstractContextManager[Scene]:
         """Set the row's scene."""
@@ -39,30 +45,30 @@ class Row:
 
 
 def plain(stage: Stage, name: str) -> AbstractContextManager[Scene]:
-    """One broker, a directory as the store."""
-    return stage.scene(name)
+    """Three brokers with three replicas, MinIO as the store."""
+    return stage.scene(name, **stage.everything())
 
 
 def brief_locks(stage: Stage, name: str) -> AbstractContextManager[Scene]:
-    """Locks of two seconds."""
-    return stage.scene(name, lock_ms=2_000)
+    """The same, with locks of two seconds."""
+    return stage.scene(name, lock_ms=2_000, **stage.everything())
 
 
-def three(stage: Stage, name: str) -> AbstractContextManager[Scene]:
-    """Three brokers, three replicas."""
+def alone(stage: Stage, name: str) -> AbstractContextManager[Scene]:
+    """One broker, so that its end is the end of all; locks of two seconds, MinIO as the store."""
+    return stage.scene(name, lock_ms=2_000, **stage.everything() | {"broker": "one", "replication": 1})
+
+
+def local(stage: Stage, name: str) -> AbstractContextManager[Scene]:
+    """Three brokers, a directory as the store: its files can be reached behind its back."""
     return stage.scene(name, broker="three", replication=3)
-
-
-def s3(stage: Stage, name: str) -> AbstractContextManager[Scene]:
-    """MinIO as the store."""
-    return stage.scene(name, **stage.store().profile())
 
 
 @contextmanager
 def shaky_store(stage: Stage, name: str) -> Iterator[Scene]:
     """MinIO behind a proxy; the oracle takes the same way, when all is over."""
     settings, proxy = stage.before_store()
-    with proxied(stage.scene(name, **settings), proxy) as scene:
+    with proxied(stage.scene(name, **stage.everything() | settings), proxy) as scene:
         yield scene
 
 
@@ -71,7 +77,8 @@ def shaky_broker(stage: Stage, name: str) -> Iterator[Scene]:
     """A broker behind a proxy."""
     broker, proxy = stage.behind()
     try:
-        with proxied(stage.scene(name, kafka_url=f"127.0.0.1:{proxy.port}", lock_ms=5_000), proxy) as scene:
+        settings = stage.everything() | {"kafka_url": f"127.0.0.1:{proxy.port}", "replication": 1}
+        with proxied(stage.scene(name, **settings), proxy) as scene:
             yield scene
     finally:
         proxy.__exit__()
@@ -97,6 +104,14 @@ def proxy_of(scene: Scene) -> Proxy:
     return PROXIES[scene.settings.prefix]
 
 
-def row(number: int, fault: str, inject: str, where: Where = plain) -> Callable[[Run], Row]:
+def row(
+    number: int,
+    fault: str,
+    inject: str,
+    where: Where = plain,
+    *,
+    sizes: tuple[str, str] | None = None,
+    weaker: str = "",
+) -> Callable[[Run], Row]:
     """Make a row of a function."""
-    return lambda run: Row(number, fault, inject, run, where)
+    return lambda run: Row(number, fault, inject, run, where, sizes, weaker)

@@ -16,6 +16,7 @@ from schemas.errors import SetupError, TapeError
 from tests.campaign.oracle import finals
 from tests.campaign.proxy import Proxy
 from wire.broker import NativeBroker
+from wire.broker.config import Security
 from wire.follow import KafkaFollower
 from wire.process import free_port, wait_until
 from wire.settings import Settings
@@ -47,6 +48,25 @@ class Scene(Fleet):
     def job(self, name: str, kind: str = "heavy", *, top: dict[str, Any] | None = None, **params: Any) -> None:
         """Send a job and wait for the broker's word; it leaves a mark when it starts."""
         self.submit(name, kind, params={"mark": str(self.folder / "marks"), **params}, **(top or {}))
+
+    def many(self, count: int, name: str, kind: str, **fields: Any) -> None:
+        """Send many at once, and wait for the broker's word on each."""
+        self.submit(f"{name}-0", kind, **fields)
+        sent = []
+        for number in range(1, count):
+            job = f"{name}-{number}"
+            headers = {
+                "ce_specversion": "1.0", "ce_id": job, "ce_source": "/desk", "ce_type": f"tape.request.{kind}.v1",
+                "ce_subject": job,
+            }  # fmt: skip
+            told = self._producer.send(
+                self.names.jobs(kind, "bulk"), key=job.encode(), value=json.dumps(fields).encode(),
+                headers=[(field, text.encode()) for field, text in headers.items()],
+            )  # fmt: skip
+            sent.append((job, told))
+        for job, told in sent:
+            told.get(60)
+            self.sent[job] = kind
 
     def jobs(self, count: int, name: str = "job", *, quick: int = 3, **params: Any) -> None:
         """Send many; every third is a light one."""
@@ -81,7 +101,8 @@ class Scene(Fleet):
 
     def finish(self, deadline_s: float = 90.0) -> bool:
         """Wait until everything has ended; whether it has is the oracle's to judge."""
-        return wait_until(lambda: self.ends() == len(self.sent), deadline_s=deadline_s, every_s=0.3)
+        every_s = 0.3 + len(self.sent) / 2_000  # to look is to read all events
+        return wait_until(lambda: self.ends() == len(self.sent), deadline_s=deadline_s, every_s=every_s)
 
     def breakers(self) -> list[tuple[str, str]]:
         """What was said of breakers, in the log's order: the dependency and its state."""
@@ -126,6 +147,37 @@ class Stage:
             self._brokers[name] = made
         return self._brokers[name]
 
+    def everything(self) -> dict[str, Any]:
+        """Return the settings of a scene on three brokers and MinIO; on a directory where there is no MinIO."""
+        try:
+            store = self.store().profile()
+        except NotRun:
+            store = {}
+        return {"broker": "three", "replication": 3, **store}
+
+    def pick(self, scaled: float, full: float) -> float:
+        """Return how much of a fault there is: all that the list asks for at night, else what ten minutes allow."""
+        return full if self.nightly else scaled
+
+    def guarded(self) -> tuple[str, dict[str, str]]:
+        """Return a broker that asks who one is and has a list of rights: its inner address, where everybody may do
+        everything, and a worker's environment, that of an account with rights of its own."""
+        secret = {"worker": "secret-of-worker"}
+        security = Security("SASL_PLAINTEXT", "SCRAM-SHA-256", users=secret)
+        extra = {
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": "User:ANONYMOUS",
+        }
+        home = self.folder / f"guarded-{time.monotonic_ns()}"
+        made = NativeBroker(home, self.cache, port=free_port(), security=security, extra=extra)
+        url = made.start(tie=True).url
+        self._undo.callback(made.stop, grace_s=0)
+        account = {
+            "TAPE_KAFKA_URL": url, "TAPE_KAFKA_SECURITY": security.protocol, "TAPE_KAFKA_USERNAME": "worker",
+            "TAPE_KAFKA_MECHANISM": "SCRAM-SHA-256", "TAPE_KAFKA_PASSWORD": secret["worker"],
+        }  # fmt: skip
+        return _places(made)["INTERNAL"], account
+
     def behind(self) -> tuple[NativeBroker, Proxy]:
         """Return a broker that clients reach only through a proxy."""
         port = free_port()
@@ -133,8 +185,7 @@ class Stage:
         home = self.folder / f"behind-{time.monotonic_ns()}"
         first = NativeBroker(home, self.cache, port=port)
         first.start(tie=True)
-        text = next(line for line in _properties(first) if line.startswith("listeners="))
-        places = dict(part.split("://") for part in text.removeprefix("listeners=").split(","))
+        places = _places(first)
         first.stop(grace_s=5)
         extra = {"advertised.listeners": f"CLIENT://127.0.0.1:{proxy.port},INTERNAL://{places['INTERNAL']}"}
         made = NativeBroker(home, self.cache, port=port, extra=extra)
@@ -178,9 +229,11 @@ class Stage:
             yield scene
 
 
-def _properties(broker: NativeBroker) -> list[str]:
-    found = next(broker.folder.rglob("*.properties"))
-    return found.read_text().splitlines()
+def _places(broker: NativeBroker) -> dict[str, str]:
+    """Return where a broker listens, by the name of the listener."""
+    lines = next(broker.folder.rglob("*.properties")).read_text().splitlines()
+    text = next(line for line in lines if line.startswith("listeners="))
+    return dict(part.split("://") for part in text.removeprefix("listeners=").split(","))
 
 
 __all__ = ["KINDS", "Crew", "NotRun", "Scene", "Stage"]

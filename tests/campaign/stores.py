@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from schemas.event import EventType
 from tests.campaign.oracle import orphans
-from tests.campaign.row import Facts, proxy_of, row, s3, shaky_store
+from tests.campaign.row import Facts, local, plain, proxy_of, row, shaky_store
 from tests.campaign.stage import NotRun, Scene, Stage
 from wire.blobs import open_store
 
@@ -24,7 +24,13 @@ def unspent(scene: Scene, *but: str) -> None:
             assert event.attempt == 1, f"{event.job} was charged attempt {event.attempt} for an outage"
 
 
-@row(9, "store 503 burst", "a proxy that answers 503 with Retry-After: 1", shaky_store)
+@row(
+    9,
+    "store 503 burst",
+    "a proxy that answers 503 with Retry-After: 1",
+    shaky_store,
+    weaker="a TCP proxy of our own for toxiproxy",
+)
 def busy(stage: Stage, scene: Scene) -> Facts:
     """Nothing is dead-lettered for an outage, no attempt is spent, the breaker opens and closes by itself."""
     scene.worker("--slots", "2")
@@ -47,7 +53,13 @@ def busy(stage: Stage, scene: Scene) -> Facts:
     return Facts(back, f"{asked / took:.1f} calls/s during the burst")
 
 
-@row(10, "store hangs or cuts mid-body", "a proxy that ends answers after 300 kB, then passes nothing", shaky_store)
+@row(
+    10,
+    "store hangs or cuts mid-body",
+    "a proxy that ends answers after 300 kB, then passes nothing",
+    shaky_store,
+    weaker="a TCP proxy of our own for toxiproxy",
+)
 def cut(stage: Stage, scene: Scene) -> Facts:
     """What is read is verified, no half upload is seen, deadlines are kept."""
     scene.worker("--slots", "2")
@@ -72,14 +84,21 @@ def cut(stage: Stage, scene: Scene) -> Facts:
     return Facts(back, f"{proxy.cut} answers cut, 6 s of silence")
 
 
-@row(11, "store down", "a proxy that refuses every connection: 25 s, or 10 minutes", shaky_store)
+@row(
+    11,
+    "store down",
+    "a proxy that refuses every connection",
+    shaky_store,
+    sizes=("25 s", "10 minutes"),
+    weaker="a TCP proxy of our own for toxiproxy",
+)
 def down(stage: Stage, scene: Scene) -> Facts:
     """Acquisition pauses, no attempt is spent, work resumes by itself."""
     scene.worker("--slots", "2")
     scene.worker("--slots", "2")
     scene.jobs(6, name="before", size=1_000)
     assert scene.finish(30.0), "the jobs before the fault did not end"
-    proxy, length = proxy_of(scene), 600.0 if stage.nightly else 25.0
+    proxy, length = proxy_of(scene), stage.pick(25.0, 600.0)
     proxy.set("refuse")
     scene.jobs(20, name="during", quick=0, size=1_000)
     time.sleep(length)
@@ -96,7 +115,7 @@ def down(stage: Stage, scene: Scene) -> Facts:
 @contextmanager
 def small_disk(stage: Stage, name: str) -> Iterator[Scene]:
     """A scene with a file system of two megabytes in it."""
-    with s3(stage, name) as scene:
+    with plain(stage, name) as scene:
         small = scene.folder / "small"
         small.mkdir()
         made = subprocess.run(
@@ -130,7 +149,7 @@ def full(stage: Stage, scene: Scene) -> Facts:
     return Facts(None, f"{dead.failure.code} ({dead.failure.failure.value}), scratch clean")
 
 
-@row(20, "corrupted artifact", "a byte of an input changed in the store")
+@row(20, "corrupted artifact", "a byte of an input changed in the store", local)
 def corrupted(stage: Stage, scene: Scene) -> Facts:
     """It is found by its hash before use: the job does not succeed with wrong bytes."""
     scene.worker()

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from worker_twin import NAMES, Bench, kind, record
+from worker_twin import NAMES, Bench, Clock, kind, record, tried
 
-from schemas.errors import JobError, TapeError
+from schemas.errors import FailureClass, JobError, TapeError
 from schemas.event import EventType
 from schemas.outcome import Succeeded
+from schemas.past import Hint
 from wire.share import AckType
-from workers.gate import Gate
+from workers.gate import LEFT_S, Gate
 from workers.kinds import Kind
 from workers.probe import apart, run
 from workers.quarantine import CAP_S, FIRST_S, LONG_S, REST_S, Quarantine
@@ -176,6 +177,24 @@ def test_a_fresh_process_probes(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(CAMPAIGN), str(CAMPAIGN.parents[2])]))
     found = run(["heavy"], limit_s=limit_s)
     assert found is None if wrong is None else wrong in (found or "")
+
+
+def test_a_worker_that_leaves_a_job_to_another_gives_it_the_time_to_take_it() -> None:
+    clock = Clock()
+    worker = bench(Ward())
+    worker.gate = Gate(worker.breakers, worker.kinds, clock=clock)
+    for part in (worker.executor, worker.executor._admission, worker.settler):
+        part._gate = worker.gate
+    elsewhere = tried((FailureClass.RESOURCE, "TAPE-6003"), worker="w1", hint=Hint.ELSEWHERE)
+    assert worker.run(record("job-1", past=elsewhere)) is AckType.RELEASE
+    assert (worker.gate.room("say"), worker.gate.room("shout")) == (0, None)
+    clock.advance(LEFT_S)
+    assert worker.gate.room("say") is None
+    assert worker.run(record("job-1", past=elsewhere, count=2)) is AckType.ACCEPT, "there may be no other worker"
+    assert worker.gate.room("say") is None
+    others = tried((FailureClass.RESOURCE, "TAPE-6003"), worker="w2", hint=Hint.ELSEWHERE)
+    assert worker.run(record("job-2", past=others)) is AckType.ACCEPT
+    assert worker.gate.room("say") is None
 
 
 def test_only_kinds_that_say_how_are_probed() -> None:
