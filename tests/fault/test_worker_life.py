@@ -115,26 +115,6 @@ def test_a_job_far_longer_than_its_lock_runs_once(settings: Settings, tmp_path: 
         assert len(fleet.marks()) == 2
 
 
-def test_a_frozen_workers_late_outcome_is_refused_and_it_says_so(settings: Settings, tmp_path: Path) -> None:
-    with Fleet(settings.model_copy(update={"lock_ms": 2_000}), tmp_path) as fleet:
-        frozen, other = fleet.start(), fleet.start()
-        fleet.work("job", 1.5)
-        first = fleet.started("job")[0]
-        if first.pid == other.pid:
-            frozen, other = other, frozen
-        frozen.signal(signal.SIGSTOP)
-        assert fleet.started("job", 2)[1].pid == other.pid
-        fleet.all_ended()
-        frozen.signal(signal.SIGCONT)
-        assert wait_until(lambda: frozen.said("late outcome refused"), deadline_s=30), fleet.logs()
-        assert fleet.check() == {"succeeded": 1}
-        fleet.work("next", 0.0)
-        fleet.work("next-light", 0.0, "light")
-        fleet.all_ended()
-        assert fleet.check() == {"succeeded": 3}
-        assert frozen.process.poll() is None
-
-
 @pytest.mark.timeout(300)
 def test_a_broker_that_dies_and_comes_back_loses_nothing(single: NativeBroker, tmp_path: Path) -> None:
     settings = Settings(

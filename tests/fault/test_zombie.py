@@ -70,8 +70,9 @@ def test_a_zombie_that_thaws_after_the_end_cannot_end_the_job_again(fleet: Fleet
     assert wait_until(lambda: frozen.said("late outcome refused"), deadline_s=30), fleet.logs()
     assert fleet.check() == {"succeeded": 1}
     fleet.work("next", 0.0)
+    fleet.work("next-light", 0.0, "light")
     fleet.all_ended()
-    assert fleet.check() == {"succeeded": 2}
+    assert fleet.check() == {"succeeded": 3}
     assert frozen.process.poll() is None
 
 
