@@ -43,13 +43,16 @@ class Group:
             self._until.pop(name, None)
             self.generation += 1
 
-    def beat(self, name: str, now: float, session_s: float) -> bool:
-        """Hear of a member, and give up those of whom nothing was heard; False when it was given up itself."""
+    def hear(self, name: str, until: float) -> bool:
+        """Hear of a member, which may be silent until then; False when it was given up."""
         if name in self._topics:
-            self._until[name] = now + session_s
-        for silent in [other for other, until in self._until.items() if until < now]:
-            self.leave(silent)
+            self._until[name] = until
         return name in self._topics
+
+    def expire(self, now: float) -> None:
+        """Give up the members of which nothing was heard for too long."""
+        for silent in [name for name, until in self._until.items() if until < now]:
+            self.leave(silent)
 
     def share(self, name: str, partitions: Callable[[str], int]) -> set[Place]:
         """Return the partitions of a member in this generation: one by one, round the members."""
@@ -166,12 +169,18 @@ class MemoryIntake:
                 # Members come and go without a word to the log.
                 self._log.changed.wait(min(left, self._session_s / 4))
 
+    def beat(self) -> bool:
+        """Say that it lives; `poll` does too. False when the group has given it up, which the next `poll` mends."""
+        with self._ledger.lock:
+            return self._group.hear(self._id, self._clock() + self._session_s)
+
     def _meet(self) -> tuple[set[Place], set[Place]]:
         """Take part in the group; what this generation gives is fenced and begins at what is committed."""
         with self._ledger.lock:
-            if not self._group.beat(self._id, self._clock(), self._session_s):
+            if not self.beat():
                 self._id = self._group.join(self._topics)
-                self._group.beat(self._id, self._clock(), self._session_s)
+                self.beat()
+            self._group.expire(self._clock())
             if self._generation == self._group.generation:
                 return set(), set()
             self._generation = self._group.generation
@@ -180,7 +189,7 @@ class MemoryIntake:
             for name in {noted[place][1] for place in gained if place in noted} - {"", self._name}:
                 MemoryTransactor(self._log, name).close()
             self._positions.clear()
-            self.rewind(gained)
+            self.rewind(sorted(gained))
             return lost, gained
 
     def _fetch(self) -> list[Received]:

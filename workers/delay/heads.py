@@ -39,6 +39,10 @@ class Heads:
             self._bytes.pop(place, None)
             self._plans.pop(place, None)
 
+    def clear(self) -> None:
+        """Forget all lines."""
+        self.drop(list(self._lines))
+
     def full(self) -> set[Place]:
         """Return the partitions of which enough is here."""
         return {place for place, line in self._lines.items() if len(line) >= RECORDS or self._bytes[place] >= BYTES}

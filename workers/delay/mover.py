@@ -138,8 +138,11 @@ class Mover:
             raise
 
     def close(self) -> None:
-        """Leave the group, and forget what was read in it."""
-        self._let_go(self._intake.owned())
+        """Leave the group, and forget all that was read in it."""
+        # Also what is not ours any more: trouble may have come between a loss and our hearing of it.
+        self._heads.clear()
+        self._calendar.clear()
+        self._unsigned.clear()
         self.ready.clear()
         self._intake.close()
         self._transactor.close()

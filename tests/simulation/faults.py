@@ -1,0 +1,71 @@
+"""What happens to the world that no single step of a process does."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tests.simulation.hand import LIGHT
+from tests.unit.worker_twin import NAMES
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+HOURS_2 = 7200.0
+
+
+def _restart(world: World, _: random.Random) -> None:
+    for kind in ("say", LIGHT):
+        world.log.group(NAMES.group(kind)).restart()
+
+
+def _jump(world: World, choose: random.Random) -> None:
+    watch = choose.choice([world.client, *(actor.watch for actor in (*world.hands, *world.carriers))])
+    watch.skew = choose.choice((-HOURS_2, -30.0, 0.0, 30.0, HOURS_2))
+
+
+def _cut(world: World, choose: random.Random) -> None:
+    actor = choose.choice([*world.hands, *world.carriers])
+    actor.link.brokers = not actor.link.brokers
+
+
+def _store(world: World, choose: random.Random) -> None:
+    for hand in choose.choice([world.hands, world.hands[:1]]):
+        hand.link.store = not hand.link.store
+
+
+def _kill(world: World, choose: random.Random) -> None:
+    world.dies(choose.choice([*world.hands, *world.carriers]))
+
+
+def _drain(world: World, choose: random.Random) -> None:
+    hand = choose.choice(world.hands)
+    hand.hurry() if hand.draining else hand.drain()
+
+
+def _resend(world: World, choose: random.Random) -> None:
+    if world.requests:
+        world.resend(choose.choice(list(world.requests)))
+
+
+def _cancel(world: World, choose: random.Random) -> None:
+    if world.requests:
+        world.cancel(choose.choice(list(world.requests)))
+
+
+def _recur(world: World, choose: random.Random) -> None:
+    world.recur(choose.choice((10, 30)))
+
+
+FAULTS: dict[str, Callable[[World, random.Random], object]] = {
+    "the brokers restart": _restart,
+    "a clock jumps": _jump,
+    "the brokers are cut off": _cut,
+    "the store is cut off": _store,
+    "a process is killed": _kill,
+    "a worker is drained": _drain,
+    "a request is sent again": _resend,
+    "a job is cancelled": _cancel,
+    "a job recurs": _recur,
+}
