@@ -136,6 +136,10 @@ def movers(names: Names) -> Group:
     return Group(names.mover, tuple(names.retry(delay) for delay in WHEELS), classic=True)
 
 
+LOCKS = 4_000
+"""Records of a partition, from its first unfinished one on, that may be taken: as many as a broker allows by default."""
+
+
 def groups(names: Names, kinds: tuple[str, ...] = tuple(PARAMS), lock_ms: int = 30_000) -> list[Group]:
     """Return every share group that the kinds need, with its configuration (KIP-932, KIP-1222)."""
     configs = {
@@ -144,5 +148,6 @@ def groups(names: Names, kinds: tuple[str, ...] = tuple(PARAMS), lock_ms: int = 
         "share.record.lock.duration.ms": str(lock_ms),
         "share.delivery.count.limit": "10",
         "share.renew.acknowledge.enable": "true",
+        "share.partition.max.record.locks": str(LOCKS),
     }
     return [Group(names.group(kind), tuple(names.jobs(kind, lane) for lane in Lane), configs) for kind in kinds]

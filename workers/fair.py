@@ -11,11 +11,17 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from schemas.topics import LOCKS
+
 LEAST_S = 0.01
 """What a job is charged at least: one that is postponed at once must not keep its tenant first for ever."""
 EWMA = 0.2
 RUNS = 100_000
 """Runs of one partition that are remembered; who waits behind them is seen when they are gone."""
+
+
+FULL = LOCKS * 3 // 4
+"""Records of a tenant in a partition, above which no more are sent there."""
 
 
 @dataclass(slots=True)
@@ -99,13 +105,20 @@ class Backlog:
         return best
 
     def home(self, tenant: str, besides: int) -> int | None:
-        """Return the partition, not `besides`, in which most records of a tenant wait; None when there is none."""
+        """Return a partition, not `besides`, in which records of a tenant wait; None when there is none.
+
+        It is the one with the most of them, so that few partitions hold them all and none is moved twice; but what lies
+        behind more than the broker locks of a partition could not be reached at all.
+        """
         found = {
             partition: sum(run.last - run.first + 1 for run in tenants[tenant])
             for partition, tenants in self._parts.items()
             if partition != besides and tenant in tenants
         }
-        return max(found, key=lambda partition: (found[partition], -partition)) if found else None
+        room = {partition: count for partition, count in found.items() if count < FULL}
+        if room:
+            return max(room, key=lambda partition: (room[partition], -partition))
+        return min(found, key=lambda partition: (found[partition], partition)) if found else None
 
 
 @dataclass(slots=True)

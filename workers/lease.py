@@ -174,8 +174,8 @@ class LeaseLoop:
     def step(self) -> None:
         """One turn: acknowledge, give back, renew, acquire."""
         self.beat = self._clock()
+        self._charge()  # before the acknowledgements: what was charged is not held any more
         self._acknowledge()
-        self._charge()
         if self._idle():
             self._draining = True
         if self._draining:

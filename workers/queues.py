@@ -84,17 +84,20 @@ class Queues:
     def lane(self, lane: str) -> list[Source]:
         """Return the sources of a lane, whose tenants share one account."""
         shares = Shares(self._weight)
-        sources = [self._source(kind, lane, shares) for kind in self._kinds.values()]
+        topics = {self._names.jobs(kind, lane) for kind in self._kinds}
+
+        def running() -> list[Written]:
+            return [record for record in self._running() if record.topic in topics]
+
+        sources = [self._source(kind, lane, shares, running) for kind in self._kinds.values()]
         for source in sources:
             source.tenants.peers = [other.tenants for other in sources]
         return sources
 
-    def _source(self, kind: Kind, lane: str, shares: Shares) -> Source:
+    def _source(self, kind: Kind, lane: str, shares: Shares, running: Callable[[], Sequence[Written]]) -> Source:
         topic, group = self._names.jobs(kind.name, lane), self._names.group(kind.name)
         # Kafka's count is all that is known of a light job's deaths, and a new record would forget it.
-        tenants = Tenants(
-            shares, movable=lambda record: kind.recorded or record.delivery_count == 1, running=self._running
-        )
+        tenants = Tenants(shares, movable=lambda record: kind.recorded or record.delivery_count == 1, running=running)
         consumer = self._consume(topic, group, kind.isolation == "thread", tenants.fetched)
         if self._look is not None:
             self.scouts.append(Scout(topic, tenants, partial(self._look, topic, group)))

@@ -36,8 +36,8 @@ class Scout:
     `look` opens the queue at its unfinished records. Whatever fails costs fairness, never a job.
     """
 
-    def __init__(self, name: str, tenants: Tenants, look: Callable[[], Feed]) -> None:
-        self._name, self._tenants, self._look = name, tenants, look
+    def __init__(self, name: str, tenants: Tenants, look: Callable[[], Feed], *, pause_s: float = PAUSE_S) -> None:
+        self._name, self._tenants, self._look, self._pause_s = name, tenants, look, pause_s
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._serve, name=f"scout-{name}", daemon=True)
 
@@ -58,7 +58,7 @@ class Scout:
                 self._watch()
             except (TapeError, ShareError) as error:
                 _LOG.warning("cannot look ahead", queue=self._name, error=str(error))
-                self._ended.wait(PAUSE_S)
+                self._ended.wait(self._pause_s)
 
     def _watch(self) -> None:
         with self._look() as feed:

@@ -1,0 +1,477 @@
+"""Tenants in a queue: whose record is asked for, what goes aside, and that nothing is lost or doubled on the way."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter, deque
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lease_rig import LOCK_S, Slots, Slow
+from worker_twin import NAMES, Clock, raw, record, request
+
+from schemas.errors import InvalidError, UnavailableError
+from schemas.topics import LOCKS
+from wire.follow import MemoryFollower
+from wire.publish import MemoryPublisher
+from wire.share import AckType, Listener, MemoryLog, MemoryShareConsumer, Record
+from wire.share.locks import GroupConfig
+from workers.aside import Aside
+from workers.attempt import line_of
+from workers.fair import Shares
+from workers.lease import ASIDE_LIMIT, LeaseLoop, Source
+from workers.scout import Scout
+from workers.tenants import AGAIN_S, CALM_S, CROWDED_S, DIG, REST_S, VAIN, Moved, Tenants, tenant_of
+
+TOPIC = NAMES.jobs("say", "bulk")
+
+
+class Worker:
+    """A lease loop over one queue; its scout, its slots and its broker move when a test says so."""
+
+    def __init__(
+        self, log: MemoryLog, clock: Clock, *, slots: int = 1, light: bool = False, publisher: Any = None,
+        movable: Any = lambda _: True,
+    ) -> None:  # fmt: skip
+        self.log, self.clock = log, clock
+        self.pool = Slots(slots, light=light)
+        config = GroupConfig(lock_duration=LOCK_S, delivery_limit=10, max_locks=LOCKS)
+        worker = self
+
+        class Heard(Listener):
+            def on_lost(self, ranges: Any, error: Any) -> None:
+                worker.loop.lost([(r.topic, r.partition, at) for r in ranges for at in range(r.first, r.last + 1)])
+
+        self.consumer = Slow([TOPIC], NAMES.group("say"), log, clock=clock, config=config, listener=Heard())
+        self.tenants = Tenants(
+            Shares(), movable=movable, running=lambda: [found for found, _ in self.loop.leases()], clock=clock,
+            wall=lambda: 0.0,
+        )  # fmt: skip
+        self.aside = Aside(
+            publisher or MemoryPublisher(log), lambda *told: self.loop.done(*told), lambda it: self.loop.keep(it)
+        )
+        self.put: list[Moved] = []
+        self.loop = LeaseLoop(
+            [Source("say", "bulk", self.consumer, self.pool, self.tenants)],  # type: ignore[arg-type]
+            clock=clock, aside=self.put.append,
+        )  # fmt: skip
+        self.ahead: dict[int, int] | None = None
+        self.began: dict[tuple[str, int, int], float] = {}
+        self.ran: list[Record] = []
+
+    def scout(self) -> None:
+        """Read on, as the scout does, while somebody wants to know."""
+        if not self.tenants.wanted.is_set():
+            self.ahead = None
+            return
+        if self.ahead is None:
+            group = self.log.group(NAMES.group("say"))
+            self.ahead = {part: group.describe(TOPIC, part)[0] for part in range(self.log.partitions(TOPIC))}
+            self.tenants.begin()
+        for part, offset in self.ahead.items():
+            entries = self.log.read(TOPIC, part, offset)
+            self.tenants.see([Record(TOPIC, *entry, 0) for entry in entries])
+            self.ahead[part] = offset + len(entries)
+
+    def turn(self, seconds: float = 0.01) -> list[Record]:
+        """One turn; the broker answers, what goes aside is written, free slots take what waits."""
+        self.clock.advance(seconds)
+        self.scout()
+        self.loop.step()
+        asked = self.consumer.asked
+        before = len(self.consumer.arrived)
+        self.consumer.fetch()
+        if asked:
+            self.tenants.fetched(len(self.consumer.arrived) - before)
+        for moved in self.put:
+            self.aside.write(moved)
+        self.put.clear()
+        started = self.pool.start()
+        for found in started:
+            self.began[found[:3]] = self.clock()
+            self.ran.append(found)
+        return started
+
+    def end(self, found: Record) -> None:
+        self.pool.end(self.loop, found)
+        self.loop.spent(found, self.clock() - self.began.pop(found[:3]))
+
+
+def send(log: MemoryLog, tenant: str, name: str, partition: int | None = None) -> None:
+    key, value, headers = request(name, tenant=tenant)
+    log.append(TOPIC, key, value, headers, partition)
+
+
+def job(found: Record) -> str:
+    return (found.key or b"").decode()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def log(clock: Clock) -> MemoryLog:
+    made = MemoryLog(partitions=4, clock=clock)
+    made.create(TOPIC)
+    return made
+
+
+def crowded(worker: Worker) -> Record:
+    """The first job runs, and has been running for long enough to make somebody look."""
+    started: list[Record] = []
+    while not started:
+        started = worker.turn()
+    worker.turn()
+    worker.turn(CROWDED_S)
+    worker.turn()
+    assert worker.tenants.wanted.is_set()
+    return started[0]
+
+
+@pytest.mark.parametrize("spread", [True, False])
+def test_who_came_last_of_all_is_next(log: MemoryLog, clock: Clock, spread: bool) -> None:
+    for number in range(3000):
+        send(log, "flood", f"flood-{number}", None if spread else 1)
+    send(log, "desk", "desk-0", 1)
+    worker = Worker(log, clock)
+    first = crowded(worker)
+    for _ in range(30):
+        assert worker.turn() == []
+    worker.end(first)
+    started = [worker.turn() for _ in range(4)]
+    assert [[job(found) for found in some] for some in started if some] == [["desk-0"]]
+
+
+def test_nothing_is_put_aside_for_one_tenant(log: MemoryLog, clock: Clock) -> None:
+    for number in range(200):
+        send(log, "flood", f"flood-{number}")
+    worker = Worker(log, clock)
+    running = [crowded(worker)]
+    for _ in range(900):
+        while running:
+            worker.end(running.pop())
+        running += worker.turn()
+    assert {job(found) for found in worker.ran} == {f"flood-{number}" for number in range(200)}
+    assert sum(log.end(TOPIC, part) for part in range(4)) == 200
+
+
+def test_what_goes_aside_is_the_same_record_on_the_same_line(log: MemoryLog, clock: Clock) -> None:
+    for number in range(5):
+        send(log, "flood", f"flood-{number}", 0)
+    send(log, "flood", "flood-5", 2)
+    send(log, "desk", "desk-0", 0)
+    worker = Worker(log, clock)
+    crowded(worker)
+    for _ in range(6):
+        worker.turn()
+    # Where more of the tenant wait, that they need not be moved again.
+    moved = log.read(TOPIC, 2, 1)
+    assert 3 <= len(moved) <= 5
+    for entry in moved:
+        (old,) = [one for one in log.read(TOPIC, 0) if one.key == entry.key]
+        assert entry.value == old.value
+        assert [pair for pair in entry.headers if pair[0] != "tape-line"] == list(old.headers)
+        assert dict(entry.headers)["tape-line"] == f"{TOPIC}/0/{old.offset}".encode()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_every_job_runs_once_whoever_it_belongs_to(data: st.DataObject) -> None:
+    clock = Clock()
+    log = MemoryLog(partitions=3, clock=clock)
+    log.create(TOPIC)
+    light = data.draw(st.booleans())
+    workers = [
+        Worker(log, clock, slots=data.draw(st.integers(1, 3)), light=light) for _ in range(data.draw(st.integers(1, 2)))
+    ]
+    sent = 0
+    ran: Counter[str] = Counter()
+    for _step in range(data.draw(st.integers(5, 60))):
+        if data.draw(st.booleans()):
+            tenant = data.draw(st.sampled_from(["flood", "flood", "desk", "night"]))
+            for _ in range(data.draw(st.integers(1, 25))):
+                send(log, tenant, f"j{sent}")
+                sent += 1
+        worker = data.draw(st.sampled_from(workers))
+        for found in worker.turn(data.draw(st.sampled_from([0.01, 0.3, 1.0]))):
+            ran[job(found)] += 1
+        if worker.pool.running and data.draw(st.booleans()):
+            worker.end(data.draw(st.sampled_from(worker.pool.running)))
+    for _ in range(40 * sent + 200):
+        if len(ran) == sent and not any(worker.loop.held for worker in workers):
+            break
+        for worker in workers:
+            for found in list(worker.pool.running):
+                worker.end(found)
+            for found in worker.turn(0.05):
+                ran[job(found)] += 1
+    assert ran == {f"j{number}": 1 for number in range(sent)}
+    group = log.group(NAMES.group("say"))
+    assert [group.describe(TOPIC, part)[1] for part in range(3)] == [0, 0, 0]
+
+
+def test_a_copy_of_a_dead_worker_is_known_by_its_line(log: MemoryLog, clock: Clock) -> None:
+    """The worker dies after it wrote the record anew, before the old one was accepted: both are one line."""
+    send(log, "flood", "flood-0", 0)
+    send(log, "desk", "desk-0", 0)
+    (old, _) = [Record(TOPIC, *entry, 1) for entry in log.read(TOPIC, 0)]
+    acks: list[Any] = []
+    Aside(MemoryPublisher(log), lambda *told: acks.append(told), acks.append).write(Moved(old, 3))
+    assert acks == [(old, AckType.ACCEPT)]
+    (copy,) = [Record(TOPIC, *entry, 1) for entry in log.read(TOPIC, 3)]
+    assert line_of(copy) == line_of(old)
+    Aside(MemoryPublisher(log), lambda *told: acks.append(told), acks.append).write(Moved(copy, 2))
+    (third,) = [Record(TOPIC, *entry, 1) for entry in log.read(TOPIC, 2)]
+    assert line_of(third) == line_of(old)
+    assert len(third.headers) == len(copy.headers)
+
+
+class Broken:
+    """A publisher that refuses, at once or later."""
+
+    def __init__(self, *, at_once: bool) -> None:
+        self.at_once = at_once
+
+    def publish(self, *_: Any, **__: Any) -> Future[Any]:
+        error = InvalidError("too large", code="TAPE-1006")
+        if self.at_once:
+            raise error
+        refused: Future[Any] = Future()
+        refused.set_exception(UnavailableError("not confirmed", code="TAPE-5003"))
+        return refused
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_cannot_go_aside_runs_here_and_spends_no_delivery(log: MemoryLog, clock: Clock, at_once: bool) -> None:
+    for number in range(20):
+        send(log, "flood", f"flood-{number}", 0)
+    send(log, "desk", "desk-0", 0)
+    worker = Worker(log, clock, publisher=Broken(at_once=at_once))
+    running = [crowded(worker)]
+    for _ in range(200):
+        worker.turn()
+    assert worker.pool.queue, "it waits for a slot"
+    held = worker.loop.held
+    clock.advance(REST_S / 2)
+    worker.turn()
+    assert worker.loop.held == held, "nothing is tried for a while"
+    for _ in range(100):
+        while running:
+            worker.end(running.pop())
+        running += worker.turn()
+    assert [found.delivery_count for found in worker.ran] == [1] * 21
+    assert len({job(found) for found in worker.ran}) == 21
+
+
+def test_a_light_record_that_was_delivered_before_stays(log: MemoryLog, clock: Clock) -> None:
+    """A new record would forget how many workers died of it."""
+    for number in range(3):
+        send(log, "flood", f"flood-{number}", 0)
+    send(log, "desk", "desk-0", 0)
+    other = MemoryShareConsumer(
+        [TOPIC], NAMES.group("say"), log, clock=clock, config=GroupConfig(lock_duration=LOCK_S, delivery_limit=10)
+    )
+    for found in other.poll(3):
+        other.acknowledge(found, AckType.RELEASE)
+    other.close()
+    worker = Worker(log, clock, movable=lambda found: found.delivery_count == 1)
+    running = [crowded(worker)]
+    for _ in range(30):
+        while running:
+            worker.end(running.pop())
+        running += worker.turn()
+    assert len(worker.ran) == 4
+    assert log.end(TOPIC, 0) == 4, "nothing was written anew"
+
+
+def test_no_more_goes_aside_than_is_confirmed(log: MemoryLog, clock: Clock) -> None:
+    for number in range(4 * ASIDE_LIMIT):
+        send(log, "flood", f"flood-{number}", 0)
+    send(log, "desk", "desk-0", 0)
+    worker = Worker(log, clock)
+    crowded(worker)
+    written: list[Moved] = []
+    worker.loop._aside = written.append  # a publisher that does not answer
+    for _ in range(50):
+        worker.turn()
+    assert ASIDE_LIMIT < len(written) <= ASIDE_LIMIT + DIG
+    assert worker.loop.leases() == [(worker.pool.running[0], "say")], "what goes aside is not work in progress"
+    for moved in written:
+        worker.aside.write(moved)
+    for _ in range(50):
+        worker.turn()
+    assert len(written) > ASIDE_LIMIT + DIG
+
+
+def test_what_another_worker_took_is_looked_for_in_vain_once(log: MemoryLog, clock: Clock) -> None:
+    """The desk's only job runs elsewhere, and was seen all the same."""
+    send(log, "desk", "desk-0", 1)
+    for number in range(4):
+        send(log, "flood", f"flood-{number}", 0)
+    other = MemoryShareConsumer(
+        [TOPIC], NAMES.group("say"), log, clock=clock, config=GroupConfig(lock_duration=1e6, delivery_limit=10)
+    )
+    while True:
+        (taken,) = other.poll(1)
+        if job(taken) == "desk-0":
+            break
+        other.acknowledge(taken, AckType.RELEASE)
+    worker = Worker(log, clock)
+    running = [crowded(worker)]
+    assert worker.tenants.waiting == {"desk", "flood"}
+    began = clock()
+    worker.end(running.pop())
+    turns = 0
+    while not running:
+        running = worker.turn()
+        turns += 1
+    assert turns <= VAIN + 4
+    assert job(running[0]).startswith("flood")
+    assert worker.tenants.waiting == {"flood"}
+    assert not worker.tenants.anew(clock())
+    clock.advance(AGAIN_S)
+    assert worker.tenants.anew(began), "what was seen may be wrong: the scout looks again"
+    worker.tenants.begin()
+    assert not worker.tenants.anew(began)
+
+
+def test_nobody_looks_ahead_while_there_is_room(log: MemoryLog, clock: Clock) -> None:
+    worker = Worker(log, clock, slots=4)
+    for number in range(3):
+        send(log, "flood", f"flood-{number}")
+    for _ in range(10):
+        worker.turn(1.0)
+    assert not worker.tenants.wanted.is_set()
+    for number in range(3):
+        send(log, "flood", f"more-{number}")
+    for _ in range(10):
+        worker.turn(1.0)
+    assert worker.tenants.wanted.is_set()
+    for found in list(worker.pool.running):
+        worker.end(found)
+    while worker.loop.held:
+        for found in worker.turn(0.1):
+            worker.end(found)
+    worker.turn(CALM_S)
+    assert not worker.tenants.wanted.is_set()
+    assert worker.tenants.waiting == set()
+
+
+def test_a_record_that_waited_long_came_out_of_a_crowd() -> None:
+    tenants = Tenants(Shares(), clock=lambda: 50.0, wall=lambda: 100.0)
+    young = Record(TOPIC, 0, 1, b"k", b"{}", (), 99_500, 1)
+    assert tenants.sort([young], 1) == ([young], ())
+    tenants.crowd(full=False)
+    assert not tenants.wanted.is_set()
+    tenants.sort([young._replace(timestamp_ms=98_000)], 1)
+    tenants.crowd(full=False)
+    assert tenants.wanted.is_set()
+
+
+def test_the_tenants_of_a_lane_share_one_account() -> None:
+    shares = Shares()
+    one, two = Tenants(shares, clock=lambda: 1.0), Tenants(shares, clock=lambda: 1.0)
+    one.peers = two.peers = [one, two]
+    for tenants, names in ((one, ["a", "b"]), (two, ["a"])):
+        tenants.wanted.set()
+        tenants.see([record(name, tenant=name, offset=at) for at, name in enumerate(names)])
+    assert one.plan(1) is not None
+    assert two.plan(3) is not None
+    # In the second queue nobody but `a` waits, and what it uses there counts in the first one.
+    used = record("x", tenant="a", offset=0)
+    assert two.sort([used], 3) == ([used], [])
+    two.spent(used, 60.0)
+    assert shares.used("a") == 60.0
+    plan = one.dig()
+    assert plan is not None, "b lies behind a, and is next"
+
+
+@pytest.mark.parametrize(
+    ("value", "tenant"),
+    [
+        (b'{"tenant":"desk","params":{}}', "desk"),
+        (b'{"params":{}, "tenant" : "desk"}', "desk"),
+        (json.dumps({"tenant": "Zürich"}).encode(), "Zürich"),
+        (json.dumps({"tenant": "Zürich"}, ensure_ascii=False).encode(), "Zürich"),
+        (b'{"params":{"tenant":"inner"},"tenant":"outer"}', "outer"),
+        (b'{"tenant":"outer","params":{"tenant":"inner"}}', "outer"),
+        (b'{"specversion":"1.0","tenant":"attribute","data":{"tenant":"desk"}}', "desk"),
+        (b'{"tenant":"","x":"tenant"}', "default"),
+        (b'{"tenant":7}', "default"),
+        (b'{"params":{}}', "default"),
+        (b'["tenant"]', "default"),
+        (b'{"tenant": broken', "default"),
+        (b"", "default"),
+        (None, "default"),
+        (b'{"tenant":"desk","big":"' + b"x" * (1 << 18) + b'"}', "default"),
+    ],
+)
+def test_whose_job_it_is(value: bytes | None, tenant: str) -> None:
+    assert tenant_of(raw(value)) == tenant
+
+
+def test_the_writer_is_a_thread_that_ends(log: MemoryLog) -> None:
+    told = threading.Event()
+    done: deque[Any] = deque()
+
+    def heard(*args: Any) -> None:
+        done.append(args)
+        told.set()
+
+    aside = Aside(MemoryPublisher(log), heard, heard)
+    aside.start()
+    aside(Moved(record("j"), None))
+    assert told.wait(10)
+    aside.stop(10)
+    assert not aside._thread.is_alive()
+    assert [ack for _, ack in done] == [AckType.ACCEPT]
+    unstarted = Aside(MemoryPublisher(log), heard, heard)
+    unstarted.stop(0.1)
+
+
+def test_the_scout_reads_on_while_it_is_wanted(log: MemoryLog) -> None:
+    send(log, "flood", "flood-0", 0)
+    opened: list[Any] = []
+    told = threading.Event()
+
+    class Wanted(Tenants):
+        def see(self, records: Any) -> bool:
+            enough = super().see(records)
+            if records:
+                told.set()
+            return enough
+
+    def look() -> Any:
+        opened.append(None)
+        if len(opened) == 1:
+            raise UnavailableError("no broker", code="TAPE-5001")
+        return MemoryFollower(log).follow(TOPIC, since="start")
+
+    tenants = Wanted(Shares())
+    scout = Scout("q", tenants, look, pause_s=0.0)
+    scout.start()
+    assert not opened, "nobody wants to know"
+    tenants.wanted.set()
+    assert told.wait(10), "a failure costs a pause, not the scout"
+    told.clear()
+    send(log, "desk", "desk-0", 1)
+    assert told.wait(10)
+    tenants.plan(1)
+    assert tenants.waiting == {"flood", "desk"}
+    tenants.wanted.clear()
+    scout.stop(10)
+    assert not scout._thread.is_alive()
+    assert len(opened) == 2
+
+
+def test_a_scout_that_is_not_wanted_ends() -> None:
+    scout = Scout("q", Tenants(Shares()), lambda: pytest.fail("opened"))
+    scout.start()
+    scout.stop(10)
+    assert not scout._thread.is_alive()
