@@ -29,14 +29,21 @@ class Ports:
 
     def publish(self, message: Message) -> Future[Any]:
         """Hand one record to the broker; the future is done when it is on disk (acks=all)."""
+        return self._open().publish(
+            message.topic, key=message.key.encode(), value=message.value, headers=message.headers
+        )
+
+    def erase(self, topic: str, key: str) -> Future[Any]:
+        """Write a key's tombstone into a compacted topic."""
+        return self._open().publish(topic, key=key.encode(), value=None)
+
+    def _open(self) -> Publisher:
         with self._lock:
             if self._publisher is None:
                 from wire.publish import KafkaPublisher
 
                 self._publisher = KafkaPublisher(self.settings, name="tape-client")
-        return self._publisher.publish(
-            message.topic, key=message.key.encode(), value=message.value, headers=message.headers
-        )
+            return self._publisher
 
     def follow(self, topic: str, since: datetime, stop: threading.Event) -> Iterator[Record]:
         """Yield a topic's records from a moment on, those to come too, until `stop` is set."""

@@ -37,7 +37,7 @@ BEAT_S = 5.0
 """Between two signs of life of a worker that holds something, or that others wait beside."""
 WATCH_S = 120.0
 """For so long after somebody was put off it is looked whether holders died."""
-FIRST_S, LONGEST_S = 5.0, 60.0
+FIRST_S, LONGEST_S = 1.0, 20.0
 """The first and the longest wait for a job in flight to end, where few wait."""
 SPACE_S = 0.05
 """Between two jobs that one worker lets come back: however many wait, they look for room at this pace."""
@@ -227,7 +227,8 @@ class Quotas:
         now, part = self._clock(), (1 + self._chance()) / 2
         grown = 2.0 ** min(past.put_off, 10)
         if full.limit == "in_flight":
-            told = f"it has {full.running} jobs in flight, and may have {quota.in_flight}"
+            jobs = "job" if full.running == 1 else "jobs"
+            told = f"it has {full.running} {jobs} in flight, and may have {quota.in_flight}"
             delay = max(min(LONGEST_S, FIRST_S * grown) * part, desk.stand_back(now, SPACE_S))
         else:
             told = f"{quota.rate:g} of its jobs may start a second, and others come before this one"

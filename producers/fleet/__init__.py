@@ -4,6 +4,7 @@ from producers.fleet.diagnose import diagnose
 from producers.fleet.facts import Answer, Blocker, Facts, Place, Rate, Standing
 from producers.fleet.gather import gather, why
 from producers.fleet.lookout import Lookout
+from producers.fleet.tenants import Used, allow, disallow, tenants
 from producers.fleet.view import Fleet, Seen, fold
 
 __all__ = [
@@ -16,8 +17,12 @@ __all__ = [
     "Rate",
     "Seen",
     "Standing",
+    "Used",
+    "allow",
     "diagnose",
+    "disallow",
     "fold",
     "gather",
+    "tenants",
     "why",
 ]

@@ -21,7 +21,7 @@ ENOUGH = 5
 """Ended jobs from which a rate may be told."""
 FAR = timedelta(days=30)
 """Nobody can tell what is further away."""
-BLOCKED = {"TAPE-5010": Blocker.BREAKER, "TAPE-3008": Blocker.ELSEWHERE}
+BLOCKED = {"TAPE-5010": Blocker.BREAKER, "TAPE-5011": Blocker.QUOTA, "TAPE-3008": Blocker.ELSEWHERE}
 """What a postponed job waits for, by the code in its event; for any other only time must pass."""
 
 
@@ -202,6 +202,9 @@ def _delayed(case: Case) -> Answer | None:
     blocker = BLOCKED.get(failure.code, Blocker.DELAYED) if failure else Blocker.DELAYED
     if blocker is Blocker.ELSEWHERE:
         told = f"Another worker runs this job; this copy of it looks again {moment}."
+    elif blocker is Blocker.QUOTA:
+        told = f"It waits for its tenant's quota, and is looked at again {moment}{why}."
+        more |= facts.used
     elif blocker is Blocker.BREAKER:
         told = f"It waits for a dependency and is tried again {moment}{why}."
     elif case.state is State.RETRYING:
@@ -209,7 +212,29 @@ def _delayed(case: Case) -> Answer | None:
     else:
         told = f"It is postponed and is taken {moment}{why}."
     start = last.until if blocker is Blocker.DELAYED and case.takers else None
-    return case.answer(blocker, told, f"tape watch {facts.job}", facts=more, expected_start=start)
+    steps = (f"tape watch {facts.job}", *(("tape tenants",) if blocker is Blocker.QUOTA else ()))
+    return case.answer(blocker, told, *steps, facts=more, expected_start=start)
+
+
+def _quota(case: Case) -> Answer | None:
+    """A worker that took it now would put it off."""
+    facts, said, tally = case.facts, case.facts.quota, case.facts.tally
+    if said is None or tally is None or facts.place is None or facts.job in tally.running:
+        return None
+    running, ticket = len(tally.running), facts.place.past.ticket
+    if said.in_flight is not None and running >= said.in_flight:
+        jobs = "job" if running == 1 else "jobs"
+        told = f"Its tenant {said.tenant!r} has {running} {jobs} in flight, and may have {said.in_flight}."
+    elif said.rate is not None and tally.waiting and not 0 < ticket <= tally.head:
+        told = (
+            f"{said.rate:g} jobs of its tenant {said.tenant!r} may start a second, and {tally.waiting} wait for that."
+        )
+    else:
+        return None
+    told += " It is looked at when a worker takes its record."
+    return case.answer(
+        Blocker.QUOTA, told, f"tape watch {facts.job}", "tape tenants", ahead=case.ahead, facts=facts.used
+    )
 
 
 def _expired(case: Case) -> Answer | None:
@@ -334,6 +359,7 @@ RULES: Sequence[Callable[[Case], Answer | None]] = (
     _nobody,
     _missing,
     _breaker,
+    _quota,
 )
 """In the order of what must be out of the way first; whatever is left waits its turn."""
 

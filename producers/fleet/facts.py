@@ -8,8 +8,10 @@ from enum import StrEnum
 from typing import Any
 
 from producers.fleet.view import Fleet
+from schemas.control import Tenant
 from schemas.event import Event, State
 from schemas.past import Past
+from schemas.quota import Tally
 
 
 class Blocker(StrEnum):
@@ -62,6 +64,7 @@ class Place:
     written: datetime
     past: Past = field(default_factory=Past)
     expires_at: datetime | None = None
+    tenant: str = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,8 @@ class Rate:
 class Facts:
     """All that is known at `now`. `searched`: the queue was looked at to its end, so no `place` means it is not there.
 
-    `queue` is None where the job topic does not exist; `other` counts what waits in the other lanes of the kind.
+    `queue` is None where the job topic does not exist; `other` counts what waits in the other lanes of the kind;
+    `tally` is what the tenant's jobs have taken of its quota, None where it has none or the store did not say.
     """
 
     job: str
@@ -90,6 +94,27 @@ class Facts:
     other: int = 0
     fleet: Fleet = field(default_factory=Fleet)
     rate: Rate | None = None
+    tenant: str = "default"
+    tally: Tally | None = None
+
+    @property
+    def quota(self) -> Tenant | None:
+        """What the job's tenant may, if it has a quota."""
+        said = self.fleet.tenants.get(self.tenant)
+        return said if said is not None and said.limited else None
+
+    @property
+    def used(self) -> dict[str, Any]:
+        """What the job's tenant may, and what its jobs have taken of that, as plain data."""
+        said, tally = self.quota, self.tally
+        if said is None:
+            return {"tenant": self.tenant, "quota": "taken back since"}
+        found: dict[str, Any] = {"tenant": said.tenant, "may run": said.in_flight, "may start a second": said.rate}
+        if tally is not None and said.in_flight is not None:
+            found["in flight"] = len(tally.running)
+        if tally is not None and said.rate is not None:
+            found["in line"] = tally.waiting
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

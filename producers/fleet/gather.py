@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from producers.fleet.diagnose import ENOUGH, diagnose
 from producers.fleet.facts import Answer, Blocker, Facts, Place, Rate, Standing
 from producers.fleet.lookout import Lookout
+from producers.fleet.tenants import tallies
 from producers.fleet.view import Fleet, dated
 from producers.handle import SKEW, born
 from schemas import codec, past
@@ -17,6 +18,7 @@ from schemas.errors import InvalidError, NotFoundError, TapeError
 from schemas.event import STATE_OF, Event, EventType
 from schemas.ids import checked
 from schemas.job import Job, Lane
+from schemas.quota import Tally
 from wire.follow import Received, Since
 from wire.partition import partition_for
 
@@ -60,12 +62,15 @@ def gather(lookout: Lookout, job: str, since: datetime | None = None) -> Facts:
         waits = last.until is not None and last.until > lookout.now()
         if queue is not None and last.type is not EventType.RUNNING and not waits:
             place, searched = _find(lookout, job, queue, _since(events))
+        tenant = last.tenant
         return Facts(
             job=job,
             now=lookout.now(),
             kind=kind,
             lane=lane,
             events=events,
+            tenant=tenant,
+            tally=_tally(lookout, fleet.result(), tenant),
             place=place,
             searched=searched,
             queue=queue,
@@ -103,7 +108,8 @@ def _strange(lookout: Lookout, job: str, fleet: Fleet, threads: ThreadPoolExecut
             other = sum(one.waiting for one in standings[kind] if one.topic != topic)
             return Facts(
                 job=job, now=lookout.now(), kind=kind, lane=lane, place=place, searched=searched,
-                queue=queues[topic], other=other, fleet=fleet, rate=_rate(lookout, kind, lane),
+                queue=queues[topic], other=other, fleet=fleet, rate=_rate(lookout, kind, lane), tenant=place.tenant,
+                tally=_tally(lookout, fleet, place.tenant),
             )  # fmt: skip
     return Facts(job=job, now=lookout.now(), searched=True, fleet=fleet)
 
@@ -157,11 +163,17 @@ def _find(lookout: Lookout, job: str, queue: Sequence[Standing], since: datetime
     return found, True
 
 
+def _tally(lookout: Lookout, fleet: Fleet, tenant: str) -> Tally | None:
+    said = fleet.tenants.get(tenant)
+    return tallies(lookout, [said]).get(tenant) if said is not None else None
+
+
 def _place(record: Received) -> Place:
-    expires = None
+    expires, tenant = None, "default"
     with suppress(TapeError):
         envelope = codec.decode(record.value, record.headers)
-        expires = codec.parse(Job, envelope.data).expires_at
+        job = codec.parse(Job, envelope.data)
+        expires, tenant = job.expires_at, job.tenant
     return Place(
         topic=record.topic,
         partition=record.partition,
@@ -169,6 +181,7 @@ def _place(record: Received) -> Place:
         written=dated(record.timestamp_ms),
         past=past.read(record.headers),
         expires_at=expires,
+        tenant=tenant,
     )
 
 

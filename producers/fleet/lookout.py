@@ -16,6 +16,8 @@ from schemas import codec, control
 from schemas.errors import NotFoundError
 from schemas.ids import uuid7
 from schemas.topics import Names
+from wire.blobs import Blobs
+from wire.blobs.memory import Memory
 from wire.follow import Follower, Received, Since
 from wire.settings import Settings
 
@@ -30,7 +32,8 @@ CONFIRM_S = 30.0
 class Lookout:
     """Ways to the outside, opened at their first use; `clock` is monotonic, in seconds.
 
-    `standing` tells where a share group stands in topics; those that do not exist are left out.
+    `standing` tells where a share group stands in topics; those that do not exist are left out. `withdraw` takes back
+    what a key of the control topic says.
     """
 
     names: Names
@@ -38,6 +41,8 @@ class Lookout:
     topics: Callable[[], set[str]]
     standing: Callable[[str, Sequence[str]], list[Standing]]
     publish: Callable[[control.Control], None]
+    withdraw: Callable[[str], None] = lambda _: None
+    store: Callable[[], Blobs] = Memory
     close: Callable[[], None] = lambda: None
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     clock: Callable[[], float] = time.monotonic
@@ -57,6 +62,8 @@ class Lookout:
             topics=ports.topics,
             standing=lambda group, topics: standing(settings, group, topics),
             publish=lambda message: _send(ports, names, message),
+            withdraw=lambda subject: ports.erase(names.control, subject).result(CONFIRM_S) and None,
+            store=lambda: ports.blobs,
             close=ports.close,
         )
 
@@ -78,7 +85,10 @@ class Lookout:
             key, value = control.key(message).encode(), message.model_dump_json().encode()
             MemoryPublisher(log).publish(names.control, key=key, value=value).result()
 
-        return cls(names, MemoryFollower(log), lambda: set(log.topics()), standing, publish, **more)
+        def withdraw(subject: str) -> None:
+            MemoryPublisher(log).publish(names.control, key=subject.encode(), value=None).result()
+
+        return cls(names, MemoryFollower(log), lambda: set(log.topics()), standing, publish, withdraw, **more)
 
     def fleet(self) -> Fleet:
         """Return the fleet as it is now; nobody where there is no control topic."""

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from schemas import control
-from schemas.control import SILENT_S, Breaker, BreakerState, Cancel, Drain, Presence
+from schemas.control import SILENT_S, TENANT, Breaker, BreakerState, Cancel, Drain, Presence, Tenant
 from schemas.errors import TapeError
 
 FUTURE = timedelta(minutes=5)
@@ -83,12 +83,13 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """What is known of all workers: those that have not taken leave, what is away, cancelled jobs and open orders."""
+    """What is known of all workers: those that have not taken leave, what is away, cancelled jobs, orders, quotas."""
 
     workers: tuple[Seen, ...] = ()
     breakers: Mapping[str, Breaker] = field(default_factory=dict)
     cancelled: Mapping[str, Cancel] = field(default_factory=dict)
     drains: Mapping[str, Drain] = field(default_factory=dict)
+    tenants: Mapping[str, Tenant] = field(default_factory=dict)
 
     def worker(self, name: str) -> Seen | None:
         """Return a worker by its id."""
@@ -101,6 +102,7 @@ def fold(records: Iterable[Record], now: datetime) -> Fleet:
     breakers: dict[str, Breaker] = {}
     cancelled: dict[str, Cancel] = {}
     drains: dict[str, Drain] = {}
+    tenants: dict[str, Tenant] = {}
     newest = int(now.timestamp() * 1000)
     horizon = newest + int(FUTURE.total_seconds() * 1000)
     for record in records:
@@ -111,6 +113,8 @@ def fold(records: Iterable[Record], now: datetime) -> Fleet:
             cancelled.pop(name, None)
             present.pop(name.removeprefix("worker:"), None)
             drains.pop(name.removeprefix("drain:"), None)
+            if name.startswith(TENANT):
+                tenants.pop(name.removeprefix(TENANT), None)
             continue
         try:
             message = control.read(record.value)
@@ -126,12 +130,15 @@ def fold(records: Iterable[Record], now: datetime) -> Fleet:
             cancelled[message.job] = message
         elif isinstance(message, Drain):
             drains[message.worker] = message
+        elif isinstance(message, Tenant):
+            tenants[message.tenant] = message
     seen = [Seen(said, max(0.0, (newest - at) / 1000)) for said, at in present.values()]
     return Fleet(
         workers=tuple(sorted(seen, key=lambda one: one.id)),
         breakers={name: said for name, said in sorted(breakers.items()) if said.state is not BreakerState.CLOSED},
         cancelled=cancelled,
         drains=drains,
+        tenants=dict(sorted(tenants.items())),
     )
 
 

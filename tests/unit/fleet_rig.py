@@ -15,6 +15,7 @@ from schemas.event import Event, EventType
 from schemas.ids import uuid7
 from schemas.outcome import Failure, Outcome, Status
 from schemas.topics import Names, topics
+from wire.blobs.memory import Memory
 from wire.publish import MemoryPublisher
 from wire.share.memory import MemoryLog, MemoryShareConsumer
 
@@ -63,7 +64,10 @@ class Desk:
         for topic in topics(self.names, ("heavy", "light"), 4):
             self.log.create(topic.name, topic.partitions)
         self.publisher = MemoryPublisher(self.log)
-        self.lookout = Lookout.memory(self.log, self.names, now=lambda: self.time, clock=lambda: 0.0)
+        self.blobs = Memory()
+        self.lookout = Lookout.memory(
+            self.log, self.names, now=lambda: self.time, clock=lambda: 0.0, store=lambda: self.blobs
+        )
 
     def submit(self, job: str, *, told: bool = True, lane: str = "bulk", headers: Any = (), **fields: Any) -> None:
         value = json.dumps({"params": {}} | fields).encode()

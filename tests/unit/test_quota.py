@@ -290,8 +290,7 @@ class TestWhenToComeBack:
             past = wait.past
             assert (past.put_off, past.spent, past.tries) == (number, 0, ())
             crew.pass_(wait.delay_s, step=5)
-        assert delays[:4] == [0.75 * FIRST_S * 2**n for n in range(4)]
-        assert set(delays[4:]) == {0.75 * LONGEST_S}
+        assert delays == [0.75 * min(LONGEST_S, FIRST_S * 2**n) for n in range(8)]
         crew.chance = 0.0
         assert refused(one.enter("b", past=past)).delay_s == 0.5 * LONGEST_S
 
