@@ -137,7 +137,7 @@ def movers(names: Names) -> Group:
 
 
 LOCKS = 4_000
-"""Records of a partition, from its first unfinished one on, that may be taken: as many as a broker allows by default."""
+"""Records of a partition, from its first unfinished one on, that may be taken: a stock broker's most."""
 
 
 def groups(names: Names, kinds: tuple[str, ...] = tuple(PARAMS), lock_ms: int = 30_000) -> list[Group]:

@@ -192,8 +192,8 @@ def test_one_partition_is_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPat
 
 def test_a_home_is_the_fullest_that_can_still_be_reached() -> None:
     backlog = Backlog()
-    for partition, count in enumerate((100, FULL - 1, FULL, 10 * FULL)):
-        backlog.see(partition, 0, count - 1, "a")
+    for partition, waiting in enumerate((100, FULL - 1, FULL, 10 * FULL)):
+        backlog.see(partition, 0, waiting - 1, "a")
     assert backlog.home("a", 3) == 1
     assert backlog.home("a", 1) == 0
     for partition in (0, 1):
