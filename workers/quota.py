@@ -234,7 +234,7 @@ class Quotas:
             told = f"{quota.rate:g} of its jobs may start a second, and others come before this one"
             delay = full.seconds if full.seconds <= FAR_S else FAR_S * part
             if full.due:
-                delay = max(full.seconds, min(LONGEST_S, LATE_S * grown) * part)
+                delay = max(full.seconds, min(LONGEST_S, LATE_S * grown / 2) * part)
         desk.refused_at = now
         error = UnavailableError(
             f"the tenant {quota.tenant!r} is over its quota: {told}", code="TAPE-5011", tenant=quota.tenant,
