@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import time
@@ -54,12 +55,14 @@ def test_three_hundred_schedules() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_ten_thousand_schedules_in_three_minutes() -> None:
-    start = time.monotonic()
-    bad = spread(FAST, FAST + ALL, min(os.cpu_count() or 1, 4))
-    took = time.monotonic() - start
-    print(f"{ALL} schedules in {took:.0f} s")
+    processes = min(os.cpu_count() or 1, 4)
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    bad = spread(FAST, FAST + ALL, processes)
+    took, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"{ALL} schedules in {took:.0f} s, {worked:.0f} s of {processes} cores")
     assert not bad, told(bad)
-    assert took < LIMIT_S
+    assert worked / processes < LIMIT_S, "what others do on this machine at the same time does not count"
 
 
 @pytest.mark.skipif("SEED" not in os.environ, reason="replays the schedule that SEED names")
@@ -119,6 +122,7 @@ def test_a_death_at_each_step_loses_and_doubles_nothing(way: str, step: str) -> 
         died = [line for line in fate.trace if "dies" in line]
         assert len(died) <= 1
         if way == "good":
+            assert world.oracle.jobs["good-0"].runs <= 2
             kept = world.oracle.outcome("good-0")
             assert kept is not None
             assert kept.status is Status.SUCCEEDED

@@ -75,6 +75,8 @@ class KafkaIntake:
                 metrics_enabled=False,
                 kafka_client=client,
             )
+            for topic in topics:  # a leader of the group that knows none yet shares out nothing, and not always anew
+                self._consumer.partitions_for_topic(topic)
         except Exception as error:
             self._link.close()
             for each in opened:

@@ -68,7 +68,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.holders: dict[str, MemoryTransactor] = {}
+        self.holders: dict[str, object] = {}
+        """By name, what only its present holder has."""
         self.offsets: dict[str, dict[Place, tuple[int, str]]] = {}
         self.groups: defaultdict[str, Group] = defaultdict(Group)
 
@@ -92,7 +93,7 @@ class MemoryTransactor:
         self._ledger = ledger(log)
         self._closed = False
         with self._ledger.lock:
-            self._ledger.holders[name] = self
+            self._ledger.holders[name] = self._seal = object()
 
     def commit(
         self,
@@ -107,7 +108,7 @@ class MemoryTransactor:
         with self._ledger.lock, self._log.changed:
             if self._closed:
                 raise shut()
-            if self._ledger.holders.get(self._name) is not self:
+            if self._ledger.holders.get(self._name) is not self._seal:
                 raise fenced(self._name)
             places = [
                 destination(self._log, self._limits, one.topic, key=one.key, value=one.value, partition=one.partition)
