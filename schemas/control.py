@@ -99,6 +99,7 @@ class Presence(Open):
     )
     full: tuple[str, ...] = Field(default=(), description="kinds for which no slot is free")
     running: tuple[str, ...] = Field(default=(), description="jobs it holds, the first ones")
+    shared: tuple[str, ...] = Field(default=(), description="kinds in whose queues several tenants wait, each its turn")
     draining: bool = False
     breakers: dict[str, BreakerState] = Field(
         default_factory=dict, description="what it knows of dependencies that are away"

@@ -128,6 +128,10 @@ class LeaseLoop:
         """What runs or waits for a slot now, each with its kind; callable from any thread."""
         return [(lease.record, lease.source.kind) for lease in list(self._held.values()) if not lease.aside]
 
+    def shared(self) -> set[str]:
+        """Return the kinds in whose queues several tenants wait; callable from any thread."""
+        return {source.kind for source in self.sources if source.tenants.shared}
+
     def wake(self) -> None:
         """Make the loop look again at once; callable from any thread."""
         if not self._wake.is_set():

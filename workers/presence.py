@@ -40,6 +40,7 @@ class Post:
         *,
         draining: bool,
         breakers: Mapping[str, BreakerState],
+        shared: Iterable[str] = (),
         now: datetime,
     ) -> Presence:
         """Return what there is to say at `now`; of `breakers` only those that are not closed."""
@@ -58,6 +59,7 @@ class Post:
             held=len(held),
             full=tuple(sorted(name for name, thread in light.items() if load[thread] >= self.slots)),
             running=tuple(identify(record) for record, _ in held[:NAMED]),
+            shared=tuple(sorted(shared)),
             draining=draining,
             breakers={name: state for name, state in breakers.items() if state is not BreakerState.CLOSED},
             started_at=self.started_at,

@@ -8,15 +8,13 @@ partition, where more of the same tenant waits, so that it need not be moved aga
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from schemas.codec import parse_object
-from schemas.errors import InvalidError
+from schemas.codec import tenant_of
 from wire.share import Record
 from workers.attempt import Written
 from workers.fair import Backlog, Nearest, Shares
@@ -39,32 +37,6 @@ AGAIN_S = 10.0
 """How soon the scout may begin anew after something was looked for in vain: what was seen may be wrong."""
 UNREAD = 50_000
 """Runs that the scout may be ahead of the loop."""
-DEFAULT = "default"
-_TENANT = re.compile(rb'"tenant" ?: ?"([^"\\]+)"')
-_LIMIT = 1 << 18
-"""Bytes of a record that is looked into for its tenant."""
-
-
-def tenant_of(record: Written) -> str:
-    """Return whose job a record is, as cheaply as that can be told; who cannot be told is `default`."""
-    value = record.value
-    if value is None or len(value) > _LIMIT:
-        return DEFAULT
-    named = value.count(b'"tenant"')
-    if named == 1 and (found := _TENANT.search(value)):
-        return found[1].decode("utf-8", "replace")
-    return _parsed(value) if named else DEFAULT
-
-
-def _parsed(value: bytes) -> str:
-    try:
-        found = parse_object(value)
-    except InvalidError:
-        return DEFAULT
-    data = found.get("data") if "specversion" in found else found  # in structured mode the job is within
-    name = data.get("tenant") if isinstance(data, dict) else None
-    return name if isinstance(name, str) and name else DEFAULT
-
 
 Run = tuple[int, int, int, str]
 """Partition, first and last offset, and tenant of neighbouring records."""
@@ -137,7 +109,7 @@ class Tenants:
         """Take in what waits, in the order of each partition; False when that is enough for now."""
         run: Run | None = None
         for record in records:
-            name = tenant_of(record)
+            name = tenant_of(record.value)
             if run is not None and run[0] == record.partition and run[3] == name:
                 run = run[0], run[1], record.offset, name
                 continue
@@ -147,6 +119,11 @@ class Tenants:
         if run is not None:
             self._seen.append(run)
         return len(self._seen) < UNREAD
+
+    @property
+    def shared(self) -> bool:
+        """Whether several tenants wait, here or in the lane's other queues, and each goes in its turn."""
+        return self._counting
 
     @property
     def digging(self) -> bool:
@@ -251,7 +228,7 @@ class Tenants:
         run: list[Record] = []
         aside: list[Moved] = []
         for record in records:
-            tenant = tenant_of(record)
+            tenant = tenant_of(record.value)
             if goal is not None and self._before(record, tenant, goal, room - len(run)):
                 aside.append(Moved(record, self._backlog.home(tenant, record.partition)))
             else:
@@ -265,7 +242,7 @@ class Tenants:
         if counting and not self._counting:
             now = self._clock()
             for record in self._running():
-                self.shares.started(tenant_of(record), _place(record), now)
+                self.shares.started(tenant_of(record.value), _place(record), now)
         self._counting = counting
 
     def _everybody(self) -> set[str]:

@@ -272,7 +272,9 @@ class Worker:
 
     def _seen(self, post: Post) -> Presence:
         states = {name: circuit.state for name, circuit in self._breakers.states().items()}
-        return post.look(self.loop.leases(), draining=self.loop.draining, breakers=states, now=now())
+        return post.look(
+            self.loop.leases(), draining=self.loop.draining, breakers=states, shared=self.loop.shared(), now=now()
+        )
 
     def _stop(self) -> None:
         self._stop_at = min(self._stop_at, time.monotonic() + STOP_S)

@@ -79,12 +79,15 @@ def diagnose(facts: Facts) -> Answer:
 def ahead(facts: Facts) -> int | None:
     """Return about how many unfinished jobs of the lane come before this one, running ones included; None: unknown.
 
-    In its own partition those are counted. The workers read all partitions alike, so as many come from each other one,
-    if that many are there. Records that end early and the markers of transactions make it an estimate.
+    Where several tenants share the queue, each has its turn. Else those in its own partition are counted; the workers
+    read all partitions alike, so as many come from each other one, if that many are there. Records that end early and
+    the markers of transactions make it an estimate.
     """
     place = facts.place
     if place is None or not facts.queue:
         return None
+    if facts.turns is not None:
+        return facts.turns.ahead(facts.weight(facts.tenant), facts.weight)
     own = next((one for one in facts.queue if (one.topic, one.partition) == (place.topic, place.partition)), None)
     if own is None:
         return None
@@ -323,6 +326,7 @@ def _waiting(case: Case) -> Answer:
         "slots": sum(seen.presence.slots for seen in takers),
         "waiting": sum(one.waiting for one in facts.queue or ()),
         "waiting in other lanes": facts.other or None,
+        "waiting of other tenants": dict(facts.turns.others) or None if facts.turns else None,
         "running": [name for seen in takers for name in seen.presence.running if name != job][:8] or None,
     }
     rate = facts.rate if facts.rate and facts.rate.count >= ENOUGH and facts.rate.seconds > 0 else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -68,6 +70,19 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Turns:
+    """What waits in a queue that several tenants share: `own` jobs of the tenant came first, others have so many."""
+
+    own: int
+    others: Mapping[str, int]
+
+    def ahead(self, mine: float, weight: Callable[[str], float]) -> int:
+        """Return about how many jobs start before the tenant's next: each other has as many turns, by its weight."""
+        turns = {name: math.ceil((self.own + 1) * weight(name) / mine) for name in self.others}
+        return self.own + sum(min(count, turns[name]) for name, count in self.others.items())
+
+
+@dataclass(frozen=True, slots=True)
 class Rate:
     """How many jobs of the kind and lane ended in so many seconds."""
 
@@ -80,6 +95,7 @@ class Facts:
     """All that is known at `now`. `searched`: the queue was looked at to its end, so no `place` means it is not there.
 
     `queue` is None where the job topic does not exist; `other` counts what waits in the other lanes of the kind;
+    `turns` is known where tenants share the queue;
     `tally` is what the tenant's jobs have taken of its quota, None where it has none or the store did not say.
     """
 
@@ -96,6 +112,12 @@ class Facts:
     rate: Rate | None = None
     tenant: str = "default"
     tally: Tally | None = None
+    turns: Turns | None = None
+
+    def weight(self, tenant: str) -> float:
+        """Return a tenant's weight."""
+        said = self.fleet.tenants.get(tenant)
+        return 1.0 if said is None else said.weight
 
     @property
     def quota(self) -> Tenant | None:

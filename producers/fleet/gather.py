@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timedelta
 
 from producers.fleet.diagnose import ENOUGH, diagnose
-from producers.fleet.facts import Answer, Blocker, Facts, Place, Rate, Standing
+from producers.fleet.facts import Answer, Blocker, Facts, Place, Rate, Standing, Turns
 from producers.fleet.lookout import Lookout
 from producers.fleet.tenants import tallies
 from producers.fleet.view import Fleet, dated
@@ -24,11 +25,15 @@ from wire.partition import partition_for
 
 SEARCH_S = 1.0
 """Seconds that may be spent on finding the job's record in its queue."""
+TURNS_S = 2.0
+"""Seconds that may be spent on counting whose jobs wait, where tenants share a queue."""
 RATE_S = 0.5
 """Seconds that may be spent on counting what ended lately."""
 WINDOWS_S = (10.0, 300.0)
 """How far back ended jobs are counted: the near past where it tells enough, else more."""
 THREADS = 8
+TENANTS = 100
+"""Tenants that are told apart in a queue: those with the most jobs."""
 
 
 def why(lookout: Lookout, job: str, since: datetime | None = None) -> Answer:
@@ -58,10 +63,11 @@ def gather(lookout: Lookout, job: str, since: datetime | None = None) -> Facts:
         rate = threads.submit(_rate, lookout, kind, lane)
         standing = _standing(lookout, kind)
         queue = _of(standing, lookout.names.jobs(kind, lane))
-        place, searched = None, False
+        place, searched, turns = None, False, None
         waits = last.until is not None and last.until > lookout.now()
         if queue is not None and last.type is not EventType.RUNNING and not waits:
             place, searched = _find(lookout, job, queue, _since(events))
+            turns = _turns(lookout, place, queue, fleet.result(), kind) if place is not None else None
         tenant = last.tenant
         return Facts(
             job=job,
@@ -73,6 +79,7 @@ def gather(lookout: Lookout, job: str, since: datetime | None = None) -> Facts:
             tally=_tally(lookout, fleet.result(), tenant),
             place=place,
             searched=searched,
+            turns=turns,
             queue=queue,
             other=sum(one.waiting for one in standing) - sum(one.waiting for one in queue or ()),
             fleet=fleet.result(),
@@ -109,7 +116,7 @@ def _strange(lookout: Lookout, job: str, fleet: Fleet, threads: ThreadPoolExecut
             return Facts(
                 job=job, now=lookout.now(), kind=kind, lane=lane, place=place, searched=searched,
                 queue=queues[topic], other=other, fleet=fleet, rate=_rate(lookout, kind, lane), tenant=place.tenant,
-                tally=_tally(lookout, fleet, place.tenant),
+                tally=_tally(lookout, fleet, place.tenant), turns=_turns(lookout, place, queues[topic], fleet, kind),
             )  # fmt: skip
     return Facts(job=job, now=lookout.now(), searched=True, fleet=fleet)
 
@@ -166,6 +173,24 @@ def _find(lookout: Lookout, job: str, queue: Sequence[Standing], since: datetime
 def _tally(lookout: Lookout, fleet: Fleet, tenant: str) -> Tally | None:
     said = fleet.tenants.get(tenant)
     return tallies(lookout, [said]).get(tenant) if said is not None else None
+
+
+def _turns(lookout: Lookout, place: Place, queue: Sequence[Standing], fleet: Fleet, kind: str) -> Turns | None:
+    """Count who waits, where the workers say that tenants share the queue; None where they do not, or in too long."""
+    if all(kind not in seen.presence.shared for seen in fleet.workers):
+        return None
+    waiting: Counter[str] = Counter()
+    own, starts = 0, {one.partition: one.start for one in queue}
+    for record in lookout.records(place.topic, starts, TURNS_S):
+        if record is None:
+            return None
+        name = codec.tenant_of(record.value)
+        waiting[name] += 1
+        if name == place.tenant and (record.partition, record.offset) != (place.partition, place.offset):
+            before = record.offset < place.offset if record.partition == place.partition else None
+            own += dated(record.timestamp_ms) < place.written if before is None else before
+    del waiting[place.tenant]
+    return Turns(own, dict(waiting.most_common(TENANTS)))
 
 
 def _place(record: Received) -> Place:

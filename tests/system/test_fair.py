@@ -6,11 +6,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from producers import Client, Request
+from producers.fleet import Lookout, why
 from wire.process import wait_until
 from wire.settings import Settings
 
@@ -56,6 +58,25 @@ def test_another_tenant_starts_at_once(fleet: Fleet, client: Client, kind: str, 
     assert max(waits) < seconds + 4.0
     told = Counter(mark.job for mark in fleet.marks())
     assert set(told.values()) == {1}
+
+
+def test_the_line_is_told_by_turns(fleet: Fleet, client: Client) -> None:
+    fleet.start("--slots", "1", kinds="trouble")
+    running = client.submit(jobs(fleet, "trouble", "flood", 1, 100)[0])
+    fleet.started(running.id)
+    flood = [handle.id for handle in client.submit_many(jobs(fleet, "trouble", "flood", MANY, 1.0))]
+    desk = [handle.id for handle in client.submit_many(jobs(fleet, "trouble", "desk", 3, 1.0))]
+    with closing(Lookout.open(fleet.settings)) as lookout:
+        shared = wait_until(
+            lambda: any("trouble" in seen.presence.shared for seen in lookout.fleet().workers), deadline_s=40
+        )
+        assert shared
+        # Who cannot count all that waits in two seconds, on a busy machine, tells the place in the queue instead.
+        assert wait_until(lambda: [why(lookout, job).ahead for job in desk] == [1, 3, 5], deadline_s=60)
+        assert why(lookout, desk[0]).facts["waiting of other tenants"]["flood"] >= MANY
+        last = why(lookout, flood[-1]).ahead
+        assert last is not None
+        assert last == pytest.approx(MANY, rel=0.1)
 
 
 def test_a_worker_that_dies_while_it_sorts_loses_and_doubles_nothing(fleet: Fleet, client: Client) -> None:

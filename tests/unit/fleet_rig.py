@@ -9,7 +9,7 @@ from typing import Any
 
 from producers.fleet import Answer, Lookout, Seen, why
 from producers.request import event_message
-from schemas.control import Breaker, BreakerState, Presence
+from schemas.control import Breaker, BreakerState, Presence, Tenant
 from schemas.errors import CODES
 from schemas.event import Event, EventType
 from schemas.ids import uuid7
@@ -95,6 +95,9 @@ class Desk:
 
     def present(self, **fields: Any) -> None:
         self.lookout.publish(worker(**fields).presence)
+
+    def tenant(self, name: str, **fields: Any) -> None:
+        self.lookout.publish(Tenant(tenant=name, time=self.time, **fields))
 
     def take(self, count: int) -> list[Any]:
         group = self.names.group("heavy")

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from producers.fleet import Blocker, Facts, Fleet, Place, Rate, Seen, Standing, diagnose
+from producers.fleet.facts import Turns
 from schemas.control import SILENT_S, BreakerState, Cancel
 from schemas.errors import CODES
 from schemas.event import Event, EventType, State
@@ -162,6 +163,13 @@ class TestEstimates:
     def test_what_ended_out_of_order_does_not_count(self) -> None:
         queue = (Standing(TOPIC, 0, 0, 20, 12),)  # 20 records from the start on, and 8 of them ended
         assert diagnose(queued(queue=queue)).ahead == 2
+
+    def test_turns_by_weight(self) -> None:
+        turns = Turns(own=2, others={"a": 100, "b": 1, "c": 100})
+        weights = {"a": 1.0, "b": 1.0, "c": 0.5}
+        assert turns.ahead(1.0, weights.__getitem__) == 2 + 3 + 1 + 2
+        assert turns.ahead(3.0, weights.__getitem__) == 2 + 1 + 1 + 1
+        assert diagnose(queued(turns=turns)).ahead == 2 + 3 + 1 + 3
 
     def test_a_group_that_never_read(self) -> None:
         queue = (Standing(TOPIC, 0, 3, 20, -1), Standing(TOPIC, 1, 0, 4, -1))

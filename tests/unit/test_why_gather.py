@@ -40,6 +40,31 @@ class TestGathering:
         left = {f"j{number}" for number in range(40)} - taken
         assert all((desk.why(job).ahead or 0) < 10 for job in left)
 
+    def test_a_line_of_several_tenants(self, desk: Desk) -> None:
+        desk.tenant("night", weight=2.0)
+        for number in range(40):
+            desk.submit(f"flood-{number}", tenant="flood")
+        for number in range(3):
+            desk.submit(f"night-{number}", tenant="night")
+        desk.submit("desk-0", tenant="desk")
+        desk.time += timedelta(milliseconds=5)
+        desk.submit("plain", told=False, tenant="desk")
+        desk.present()
+        before = desk.why("desk-0").ahead
+        assert before is not None
+        assert before > 3, "nobody shares: the line is the queue's"
+        desk.present(shared=("heavy",))
+        # One of the flood's, two of the night's: so many turns have they beside the desk's first.
+        answer = desk.why("desk-0")
+        assert answer.ahead == 1 + 2
+        assert answer.facts["waiting of other tenants"] == {"flood": 40, "night": 3}
+        assert desk.why("plain").ahead == 1 + 2 + 3
+        # The flood waits behind its own, and behind all that others have.
+        last = desk.why("flood-39").ahead
+        assert last is not None
+        assert 39 + 3 + 2 - 30 <= last <= 39 + 3 + 2
+        assert desk.why("night-0").ahead == 1 + 1
+
     def test_how_fast_it_goes(self, desk: Desk) -> None:
         desk.present()
         for number in range(20):

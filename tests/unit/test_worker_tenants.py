@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lease_rig import LOCK_S, Slots, Slow
-from worker_twin import NAMES, Clock, raw, record, request
+from worker_twin import NAMES, Clock, record, request
 
+from schemas.codec import tenant_of
 from schemas.errors import InvalidError, UnavailableError
 from schemas.topics import LOCKS
 from wire.follow import MemoryFollower
@@ -25,7 +26,7 @@ from workers.attempt import line_of
 from workers.fair import Shares
 from workers.lease import ASIDE_LIMIT, LeaseLoop, Source
 from workers.scout import Scout
-from workers.tenants import AGAIN_S, CALM_S, CROWDED_S, DIG, REST_S, VAIN, Moved, Tenants, tenant_of
+from workers.tenants import AGAIN_S, CALM_S, CROWDED_S, DIG, REST_S, VAIN, Moved, Tenants
 
 TOPIC = NAMES.jobs("say", "bulk")
 
@@ -413,7 +414,7 @@ def test_the_tenants_of_a_lane_share_one_account() -> None:
     ],
 )
 def test_whose_job_it_is(value: bytes | None, tenant: str) -> None:
-    assert tenant_of(raw(value)) == tenant
+    assert tenant_of(value) == tenant
 
 
 def test_the_writer_is_a_thread_that_ends(log: MemoryLog) -> None:
