@@ -13,10 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 import tempfile
+import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,7 +29,7 @@ from schemas.event import EVENT_OF, Event, EventType
 from schemas.ids import uuid7
 from schemas.topics import Names
 from tests.campaign.oracle import finals, judge
-from tests.campaign.rows import ROWS, Row
+from tests.campaign.rows import BREAKERS, ROWS, Row
 from tests.campaign.stage import ROOT, NotRun, Scene, Stage
 from wire.blobs import open_store
 from wire.publish import KafkaPublisher
@@ -52,6 +55,8 @@ class Result:
     told: str = ""
     size: str = ""
     weaker: str = ""
+    load: float = 0.0
+    """The machine's load average at the end of the row: what else it had to do."""
 
 
 def play(row: Row, stage: Stage, sabotage: str | None) -> Result:
@@ -81,7 +86,7 @@ def play(row: Row, stage: Stage, sabotage: str | None) -> Result:
     except Exception as error:  # a row that breaks is a row that failed; the others go on
         logging.getLogger("campaign").exception("row %d", row.number)
         result.verdict, result.told = "FAILED", f"{type(error).__name__}: {error}"
-    result.seconds = round(time.monotonic() - began, 1)
+    result.seconds, result.load = round(time.monotonic() - began, 1), round(os.getloadavg()[0], 1)
     return result
 
 
@@ -127,7 +132,9 @@ def _alter(scene: Scene) -> None:
 
 SABOTAGE: dict[str, Callable[[Scene], None]] = {"lose": _lose, "double": _double, "alter": _alter}
 
-HEAD = f"{'row':>3} {'fault':38}{'jobs':>6}{'ended':>7}{'twice':>6}{'lost':>5}{'back s':>8}{'took':>7}  verdict"
+HEAD = (
+    f"{'row':>3} {'fault':38}{'jobs':>6}{'ended':>7}{'twice':>6}{'lost':>5}{'back s':>8}{'took':>7}{'load':>6}  verdict"
+)
 
 
 def line(result: Result) -> str:
@@ -136,28 +143,69 @@ def line(result: Result) -> str:
     ended = sum(result.outcomes.values())
     head = f"{result.number:>3} {result.fault[:37]:38}{result.jobs:>6}{ended:>7}{result.doubled:>6}{result.lost:>5}"
     size = f" [{result.size}]" if result.size else ""
-    return f"{head}{back:>8}{result.seconds:>7.1f}  {result.verdict}{size}{f': {result.told}' if result.told else ''}"
+    told = f"{size}: {result.told}" if result.told else size
+    return f"{head}{back:>8}{result.seconds:>7.1f}{result.load:>6.1f}  {result.verdict}{told}"
 
 
 def show(path: Path) -> None:
     """Print what was found last as Markdown."""
     found = json.loads(path.read_text())
     print(f"{found['date']}, `make faults MINUTES={found['minutes']:g}`: {found['took_s'] / 60:.1f} minutes.\n")
-    print("| row | fault | injection | size | jobs | ended | twice | lost | back s | verdict | found |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print("| row | fault | injection | size | jobs | ended | twice | lost | back s | load | verdict | found |")
+    print(f"|{'---|' * 12}")
     for one in found["rows"]:
         back = "–" if one["recovery_s"] is None else f"{one['recovery_s']:.2f}"
         cells = [
             one["number"], one["fault"], one["inject"], one["size"] or "as listed", one["jobs"],
-            sum(one["outcomes"].values()), one["doubled"], one["lost"], back, one["verdict"], one["told"],
+            sum(one["outcomes"].values()), one["doubled"], one["lost"], back, one["load"], one["verdict"], one["told"],
         ]  # fmt: skip
         print(f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |")
     weaker = {one["number"]: one["weaker"] for one in found["rows"] if one["weaker"]}
     print("\nOtherwise than listed: " + "; ".join(f"{number}: {told}" for number, told in sorted(weaker.items())) + ".")
 
 
-def main() -> int:
-    """Run the rows, print a table, keep it; exit status 1 when one failed."""
+@dataclass
+class Campaign:
+    """Rows, until when there is time, and what was found."""
+
+    rows: list[Row]
+    until: float
+    nightly: bool
+    sabotage: str | None
+    results: list[Result] = field(default_factory=list)
+
+    def run(self, folder: Path) -> None:
+        """Run every row; at night the smaller sizes again and again while there is time."""
+        turn = 0
+        while turn == 0 or (self.nightly and time.monotonic() + ROW_S * len(self.rows) < self.until):
+            with Stage(folder / str(turn), Settings.load().cache, nightly=self.nightly and turn == 0) as stage:
+                self._turn(stage, again=turn > 0)
+            turn += 1
+
+    def _turn(self, stage: Stage, *, again: bool) -> None:
+        self._play([row for row in self.rows if row.number in BREAKERS], stage, again)
+        if others := [row for row in self.rows if row.number not in BREAKERS]:
+            stage.broker("three")
+            quiet = [row for row in others if row.quiet]
+            beside = threading.Thread(target=self._play, args=(quiet, stage, again), daemon=True)
+            beside.start()
+            self._play([row for row in others if not row.quiet], stage, again)
+            beside.join()
+
+    def _play(self, rows: list[Row], stage: Stage, again: bool) -> None:
+        for row in rows:
+            if time.monotonic() + ROW_S <= self.until:
+                result = play(row, stage, self.sabotage)
+            elif again:
+                return
+            else:
+                result = replace(made(row, "not run", stage), told="no time was left")
+            self.results.append(result)
+            print(line(result), flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--rows", type=lambda text: [int(part) for part in text.split(",")], help="numbers, by commas")
@@ -165,35 +213,34 @@ def main() -> int:
     parser.add_argument("--show", action="store_true", help="print what was found last, as Markdown")
     parser.add_argument("--json", type=Path, default=ROOT / ".bench" / "faults.json")
     given = parser.parse_args()
+    if unknown := set(given.rows or ()) - {row.number for row in ROWS}:
+        parser.error(f"there is no row {min(unknown)}")
+    return given
+
+
+def main() -> int:
+    """Run the rows, print a table, keep it; exit status 1 when one failed."""
+    given = arguments()
     if given.show:
         show(given.json)
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    warnings.filterwarnings("ignore", message="Do not use the `random` module")  # rows that run beside the corpus do
     logging.disable(logging.ERROR - 1)
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
-    known = {row.number: row for row in ROWS}
-    if unknown := set(given.rows or ()) - set(known):
-        parser.error(f"there is no row {min(unknown)}")
-    chosen = [known[number] for number in given.rows] if given.rows else ROWS
-    began, results = time.monotonic(), []
-    until = began + given.minutes * 60
+    rows = [row for row in ROWS if given.rows is None or row.number in given.rows]
+    began = time.monotonic()
+    campaign = Campaign(rows, began + given.minutes * 60, given.minutes >= NIGHTLY_M, given.sabotage)
     print(HEAD, flush=True)
     with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as folder:
-        nightly, turn = given.minutes >= NIGHTLY_M, 0
-        while turn == 0 or (nightly and time.monotonic() + ROW_S * len(chosen) < until):
-            with Stage(Path(folder) / str(turn), Settings.load().cache, nightly=nightly and turn == 0) as stage:
-                for row in chosen:
-                    if time.monotonic() + ROW_S > until:
-                        result = replace(made(row, "not run", stage), told="no time was left")
-                    else:
-                        result = play(row, stage, given.sabotage)
-                    results.append(result)
-                    print(line(result), flush=True)
-            turn += 1
+        campaign.run(Path(folder))
+    results = sorted(campaign.results, key=lambda one: one.number)
+    found: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d"), "minutes": given.minutes, "took_s": round(time.monotonic() - began, 1),
+        "rows": [asdict(one) for one in results],
+    }  # fmt: skip
     given.json.parent.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "minutes": given.minutes}
-    found["took_s"] = round(time.monotonic() - began, 1)
-    given.json.write_text(json.dumps(found | {"rows": [asdict(one) for one in results]}, indent=1) + "\n")
+    given.json.write_text(json.dumps(found, indent=1) + "\n")
     counts = {verdict: sum(one.verdict == verdict for one in results) for verdict in ("passed", "FAILED", "not run")}
     print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()), f"→ {given.json}")
     return int(counts["FAILED"] > 0)

@@ -14,8 +14,7 @@ from tests.campaign.stage import Scene, Stage
 @row(1, "broker kill -9 and restart", "SIGKILL of the JVM, same log dir", alone)
 def broker_killed(stage: Stage, scene: Scene) -> Facts:
     """Nothing acknowledged is lost, workers reconnect, the backlog drains; a claimed job does not run twice."""
-    scene.worker("--slots", "2")
-    scene.worker("--slots", "2")
+    scene.workers(2, "--slots", "2")
     scene.job("long", seconds=12.0)
     scene.started("long")
     scene.jobs(30, seconds=0.5, size=2_000)
@@ -42,8 +41,7 @@ def broker_killed(stage: Stage, scene: Scene) -> Facts:
 )
 def brokers_bounce(stage: Stage, scene: Scene) -> Facts:
     """No group is stuck, leases are acquired anew."""
-    scene.worker("--slots", "2")
-    scene.worker("--slots", "2")
+    scene.workers(2, "--slots", "2")
     bounces, worst, cluster = int(stage.pick(3, 20)), 0.0, stage.broker("three")
     for number in range(bounces):
         for job in range(8):
@@ -65,11 +63,11 @@ def brokers_bounce(stage: Stage, scene: Scene) -> Facts:
     shaky_broker,
     sizes=("7 s each", "12 s each"),
     weaker="a TCP proxy of our own for nft in a network namespace; all clients are cut off, not one worker",
+    quiet=True,
 )
 def partitioned(stage: Stage, scene: Scene) -> Facts:
     """Bounded retries, no double effect, work goes on within seconds. (Both workers and all clients are cut off.)"""
-    scene.worker("--slots", "2")
-    scene.worker("--slots", "2")
+    scene.workers(2, "--slots", "2")
     proxy, worst = proxy_of(scene), 0.0
     for mode in ("hang", "deaf", "mute"):
         scene.jobs(8, name=mode, seconds=0.5, size=1_000)

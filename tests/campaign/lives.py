@@ -53,11 +53,10 @@ def churn(stage: Stage, scene: Scene) -> Facts:
     return Facts(None, f"{rounds} came and went, longest pause {gap:.2f} s")
 
 
-@row(4, "job 10× longer than the lock", "a job of 20 s under a lock of 2 s", brief_locks)
+@row(4, "job 10× longer than the lock", "a job of 20 s under a lock of 2 s", brief_locks, quiet=True)
 def long_jobs(stage: Stage, scene: Scene) -> Facts:
     """It is renewed and never runs twice."""
-    scene.worker()
-    scene.worker()
+    scene.workers(2)
     scene.job("long-heavy", seconds=20.0, size=1_000)
     scene.job("long-quick", "quick", seconds=20.0)
     assert scene.finish(60.0), "the long jobs did not end"
@@ -78,7 +77,7 @@ def killed_at_each_step(stage: Stage, scene: Scene) -> Facts:
         for point in POINTS:
             once = scene.folder / f"died-{number}-{point}"
             armed = {"CAMPAIGN_POINT": point, "CAMPAIGN_ONCE": str(once)}
-            pair = [scene.worker(**armed), scene.worker(**armed)]
+            pair = scene.workers(2, **armed)
             before, job = scene.ends(), f"{point}-{number}"
             scene.job(job, seconds=0.2, size=50_000)
             scene.wait(once.exists, f"no worker came to {point}", 20.0, 0.01)
@@ -104,7 +103,7 @@ def buried(scene: Scene) -> None:
     once, first = scene.folder / "died-buried", scene.folder / "first"
     first.touch()
     armed = {"CAMPAIGN_POINT": "acknowledge", "CAMPAIGN_ONCE": str(once)}
-    pair = [scene.worker(**armed), scene.worker(**armed)]
+    pair = scene.workers(2, **armed)
     scene.job("buried", do="once", failing=str(first), top={"max_attempts": 1})
     scene.wait(once.exists, "no worker came to acknowledge the dead letter", 20.0, 0.01)
     scene.job("after", "quick")
@@ -116,10 +115,10 @@ def buried(scene: Scene) -> None:
     assert len(scene.marks("buried")) == 1, "a job that was buried ran again, as its worker died before the reject"
 
 
-@row(6, "zombie: frozen past its lock, thawed", "SIGSTOP, SIGCONT", brief_locks)
+@row(6, "zombie: frozen past its lock, thawed", "SIGSTOP, SIGCONT", brief_locks, quiet=True)
 def zombie(stage: Stage, scene: Scene) -> Facts:
     """Its outcome is refused, and it says so."""
-    crews = [scene.worker(), scene.worker()]
+    crews = scene.workers(2)
     worst = 0.0
     for number, seconds in enumerate((1.0, 6.0)):
         job = f"job-{number}"
@@ -148,6 +147,7 @@ def zombie(stage: Stage, scene: Scene) -> Facts:
     "clock ±2 h, jumping",
     "a preloaded clock that reads its offset from a file",
     weaker="a shim of our own for libfaketime",
+    quiet=True,
 )
 def clock(stage: Stage, scene: Scene) -> Facts:
     """Leases and back-off go by the monotonic clock."""
@@ -299,7 +299,7 @@ def ready(crew: Crew) -> bool:
         return False
 
 
-@row(24, "SIGTERM, then SIGKILL after the grace", "signals")
+@row(24, "SIGTERM, then SIGKILL after the grace", "signals", quiet=True)
 def terminated(stage: Stage, scene: Scene) -> Facts:
     """The job is handed back, its attempt is not charged; who is killed after all is charged one."""
     crew = scene.worker("--grace", "0.5")
@@ -316,10 +316,9 @@ def terminated(stage: Stage, scene: Scene) -> Facts:
     charged = [mark.attempt for job in ("drained", "drained-quick") for mark in scene.marks(job)]
     assert scene.marks("drained")[1].attempt == 1, f"the drain was charged: attempts {charged}"
     assert scene.finish(40.0), "not every job ended"
-    scene.job("killed", seconds=3.0)
-    pid = scene.started("killed")[0].pid
     scene.worker()
-    kill(pid)
+    scene.job("killed", seconds=3.0)
+    kill(scene.started("killed")[0].pid)
     assert scene.started("killed", 2)[1].attempt == 2, "a death was not counted"
     return Facts(worst, f"attempts after the drain: {charged}")
 

@@ -33,8 +33,7 @@ from wire.follow import KafkaFollower
 @row(17, "the same event twice", "published twice at once, and again when it has ended")
 def twice(stage: Stage, scene: Scene) -> Facts:
     """The second returns the first's result."""
-    scene.worker("--slots", "2")
-    scene.worker("--slots", "2")
+    scene.workers(2, "--slots", "2")
     for number in range(10):
         for _ in range(2):
             scene.job(f"job-{number}", seconds=0.2, size=1_000)
@@ -186,13 +185,12 @@ def loud(crew: Crew, topic: str) -> bool:
     return any(line.get("event") == "not confirmed yet" and line.get("topic") == topic for line in crew.lines())
 
 
-@row(22, "everything fails", "a model that never answers", sizes=("12 s", "30 s"))
+@row(22, "everything fails", "a model that never answers", sizes=("12 s", "30 s"), quiet=True)
 def all_fail(stage: Stage, scene: Scene) -> Facts:
     """The breaker opens, there is no hot loop, and all is done when the model is back."""
     failing = scene.folder / "failing"
     failing.touch()
-    scene.worker("--slots", "4")
-    scene.worker("--slots", "4")
+    scene.workers(2, "--slots", "4")
     scene.jobs(60, quick=2, do="fail", failing=str(failing))
     scene.wait(lambda: any(state == "open" for _, state in scene.breakers()), "no breaker opened", 30.0)
     before, length = len(scene.marks()), stage.pick(12.0, 30.0)
@@ -245,7 +243,7 @@ def _buried(scene: Scene) -> int:
     return len({event.id for event in scene.events() if event.type is EventType.DEAD})
 
 
-@row(25, "collector down", "one that refuses, and one that never answers")
+@row(25, "collector down", "one that refuses, and one that never answers", quiet=True)
 def collector(stage: Stage, scene: Scene) -> Facts:
     """No effect on jobs, nor on the worker's end."""
     with Proxy(1, mode="hang") as silent:

@@ -28,7 +28,7 @@ class Row:
     """One line of the list of faults.
 
     `sizes`: how much of the fault there is in ten minutes, and at night, when it is what the list asks for. `weaker`
-    says what the list names and this machine does otherwise.
+    says what the list names and this machine does otherwise. A `quiet` row mostly waits: it runs beside others.
     """
 
     number: int
@@ -38,6 +38,7 @@ class Row:
     where: Where
     sizes: tuple[str, str] | None = None
     weaker: str = ""
+    quiet: bool = False
 
     def scene(self, stage: Stage) -> AbstractContextManager[Scene]:
         """Set the row's scene."""
@@ -112,6 +113,7 @@ def row(
     *,
     sizes: tuple[str, str] | None = None,
     weaker: str = "",
+    quiet: bool = False,
 ) -> Callable[[Run], Row]:
     """Make a row of a function."""
-    return lambda run: Row(number, fault, inject, run, where, sizes, weaker)
+    return lambda run: Row(number, fault, inject, run, where, sizes, weaker, quiet)

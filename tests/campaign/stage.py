@@ -45,6 +45,16 @@ class Scene(Fleet):
         path = os.pathsep.join(map(str, (SITE, ROOT)))
         return self.start(*arguments, kinds=",".join(KINDS), wait=wait, **{"PYTHONPATH": path, **env})
 
+    def workers(self, count: int, *arguments: str, **env: str) -> list[Crew]:
+        """Start several workers at once, and wait until all are up."""
+        crews = [self.worker(*arguments, wait=False, **env) for _ in range(count)]
+        for crew in crews:
+            assert wait_until(
+                lambda crew=crew: crew.said("worker up") or crew.process.poll() is not None, deadline_s=60
+            )
+            assert crew.process.poll() is None, crew.log.read_text()
+        return crews
+
     def job(self, name: str, kind: str = "heavy", *, top: dict[str, Any] | None = None, **params: Any) -> None:
         """Send a job and wait for the broker's word; it leaves a mark when it starts."""
         self.submit(name, kind, params={"mark": str(self.folder / "marks"), **params}, **(top or {}))
@@ -127,12 +137,15 @@ class Stage:
         self._undo = ExitStack()
         self._brokers: dict[str, NativeBroker] = {}
         self._store: NativeStore | None = None
-        self._proxies: dict[str, Proxy] = {}
+        self._scenes: list[Scene] = []
 
     def __enter__(self) -> Stage:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for scene in self._scenes:  # those that a signal ended in the middle
+            for crew in scene.crews:
+                crew.process.kill()
         self._undo.close()
 
     def broker(self, name: str = "one") -> NativeBroker:
@@ -226,6 +239,7 @@ class Stage:
             "store_url": f"dir:{folder / 'store'}", "lock_ms": 5_000,
         }  # fmt: skip
         with Scene(Settings(**{**fields, **given}), folder) as scene:
+            self._scenes.append(scene)
             yield scene
 
 

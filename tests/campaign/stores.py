@@ -30,11 +30,11 @@ def unspent(scene: Scene, *but: str) -> None:
     "a proxy that answers 503 with Retry-After: 1",
     shaky_store,
     weaker="a TCP proxy of our own for toxiproxy",
+    quiet=True,
 )
 def busy(stage: Stage, scene: Scene) -> Facts:
     """Nothing is dead-lettered for an outage, no attempt is spent, the breaker opens and closes by itself."""
-    scene.worker("--slots", "2")
-    scene.worker("--slots", "2")
+    scene.workers(2, "--slots", "2")
     scene.jobs(6, name="before", size=5_000)
     assert scene.finish(30.0), "the jobs before the fault did not end"
     proxy = proxy_of(scene)
@@ -59,6 +59,7 @@ def busy(stage: Stage, scene: Scene) -> Facts:
     "a proxy that ends answers after 300 kB, then passes nothing",
     shaky_store,
     weaker="a TCP proxy of our own for toxiproxy",
+    quiet=True,
 )
 def cut(stage: Stage, scene: Scene) -> Facts:
     """What is read is verified, no half upload is seen, deadlines are kept."""
@@ -91,11 +92,11 @@ def cut(stage: Stage, scene: Scene) -> Facts:
     shaky_store,
     sizes=("25 s", "10 minutes"),
     weaker="a TCP proxy of our own for toxiproxy",
+    quiet=True,
 )
 def down(stage: Stage, scene: Scene) -> Facts:
     """Acquisition pauses, no attempt is spent, work resumes by itself."""
-    scene.worker("--slots", "2")
-    scene.worker("--slots", "2")
+    scene.workers(2, "--slots", "2")
     scene.jobs(6, name="before", size=1_000)
     assert scene.finish(30.0), "the jobs before the fault did not end"
     proxy, length = proxy_of(scene), stage.pick(25.0, 600.0)
