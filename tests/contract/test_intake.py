@@ -114,7 +114,7 @@ def _kafka(settings: Settings) -> World:
     return World(
         topic,
         group,
-        lambda name: KafkaIntake(settings, group, [topic], name=base + name),
+        lambda name: KafkaIntake(settings, group, [topic], name=base + name, session_s=20.0),
         lambda name: KafkaTransactor(settings, base + name, timeout_s=10),
         lambda name: base + name,
     )
@@ -167,7 +167,7 @@ def test_two_share_and_each_record_is_read_by_its_partitions_owner(world: World)
     one = world.reader()
     until(lambda: one.intake.owned() == world.places, one)
     two = world.reader("two")
-    until(lambda: bool(two.intake.owned()) and len(one.gained) == 2, one, two)
+    until(lambda: bool(two.intake.owned()) and len(one.gained) >= 2, one, two)
     assert one.lost == [world.places], "what is lost and gained again is in both"
     assert one.intake.owned() == one.gained[-1]
     assert one.intake.owned() | two.intake.owned() == world.places
@@ -190,7 +190,7 @@ def test_a_partition_that_changes_hands_is_read_anew_from_what_was_committed(wor
     until(lambda: len(one.values) == 2 * PARTS, one)
     pen.commit([], {(world.topic, 0): 1, (world.topic, 1): 2}, group=one.intake.member("note"))
     two = world.reader("two")
-    until(lambda: bool(two.gained) and len(one.gained) == 2, one, two)
+    until(lambda: bool(two.gained) and len(one.gained) >= 2, one, two)
     until(lambda: len(one.values) + len(two.values) == 2 * PARTS + 5, one, two)
     again = sorted(str(value) for value in [*one.values[2 * PARTS :], *two.values])
     assert again == [str(value) for value in (b"a2", b"a3", b"b0", b"b2", b"b3")]
@@ -223,7 +223,7 @@ def test_who_keeps_its_partitions_is_not_fenced_by_itself(world: World) -> None:
     until(lambda: one.intake.owned() == world.places, one)
     pen.commit([], dict.fromkeys(world.places, 0), group=one.intake.member(name))
     two = world.reader("two")
-    until(lambda: bool(two.gained) and len(one.gained) == 2, one, two)
+    until(lambda: bool(two.gained) and len(one.gained) >= 2, one, two)
     kept = next(iter(one.intake.owned()))
     third = world.transactor("three")
     third.commit([], {kept: 0}, group=one.intake.member(""))
