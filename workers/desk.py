@@ -56,6 +56,8 @@ class Desk:
         self.looked_at = self.wrote_at = self.refused_at = -math.inf
         self.lead = -math.inf
         """What the tenant's time is ahead of this worker's clock, at least."""
+        self.spare: tuple[int, ...] = ()
+        """Tickets that were drawn and not given out."""
         self.written = 0
         self.mine: dict[Place, str] = {}
         self._version = 0

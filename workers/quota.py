@@ -65,6 +65,7 @@ class _Plan:
 
     tally: Tally
     answers: list[Full | None]
+    spare: tuple[int, ...]
     version: int
     gone: frozenset[str]
     needed: bool
@@ -175,10 +176,12 @@ class Quotas:
                     counted = quota is not None and quota.in_flight is not None
                     let_in = [one for one, full in zip(asks, plan.answers, strict=True) if full is None]
                     desk.wrote(let_in if counted else [], plan.version, self._clock())
+                    desk.spare = plan.spare
                     return plan.answers
                 conflicts += 1
                 self._pause(min(PAUSE_MOST_S, PAUSE_S * 2.0 ** min(conflicts, 9)) * self._chance())
             elif self._clock() - desk.looked_at <= LOOK_S:
+                desk.spare = plan.spare
                 return plan.answers
             desk.tally = None
 
@@ -190,9 +193,11 @@ class Quotas:
         if quota is not None:
             tally = passed(tally, quota, self._clock() + desk.lead)
         wanted = [one.ask for one in asks]
-        tally, answers = ask(tally, quota or _free(desk.name), wanted, worker=self._worker, mine=mine)
+        tally, answers, spare = ask(
+            tally, quota or _free(desk.name), wanted, worker=self._worker, mine=mine, spare=desk.spare
+        )
         needed = bool(gone) or None in answers or tally.tail != known.tail or version != desk.written
-        return _Plan(tally, answers, version, gone, needed)
+        return _Plan(tally, answers, spare, version, gone, needed)
 
     def _read(self, desk: Desk) -> Tally:
         """Look at what the store says."""

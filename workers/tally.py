@@ -10,13 +10,15 @@ Sources: token bucket, Turner, "New directions in communications" (1986); ticket
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from schemas.control import Tenant
 from schemas.quota import Holder, Tally
 
+BLOCK_S = 0.5
+"""A worker draws as many tickets at a time as are called within this; what it keeps for itself may be wasted."""
 TINY = 1e-6
 """Part of a token or a ticket that sums of fractions may be off by."""
 
@@ -56,13 +58,15 @@ def passed(tally: Tally, quota: Tenant, now: float) -> Tally:
 
 
 def ask(
-    tally: Tally, quota: Tenant, asks: Iterable[Ask], *, worker: str, mine: Collection[str]
-) -> tuple[Tally, list[Full | None]]:
+    tally: Tally, quota: Tenant, asks: Iterable[Ask], *, worker: str, mine: Collection[str], spare: Sequence[int] = ()
+) -> tuple[Tally, list[Full | None], tuple[int, ...]]:
     """Return the tally after several jobs of one worker have asked, in their order, and what each was told.
 
     None: it may start. `mine` are the tenant's jobs that the worker runs: what the tally says of that is overwritten,
-    because nobody knows better. A job that is in flight, here or where its worker died, takes nothing more.
+    because nobody knows better. A job that is in flight, here or where its worker died, takes nothing more. Tickets are
+    drawn several at a time; `spare` are those that the worker has left, and so is the last thing that is returned.
     """
+    left = [ticket for ticket in spare if ticket <= tally.tail]
     others = {job for name, holder in tally.workers.items() if name != worker for job in holder.jobs}
     own = dict.fromkeys(mine)
     answers: list[Full | None] = []
@@ -72,14 +76,14 @@ def ask(
             if quota.in_flight is not None and running >= quota.in_flight:
                 answers.append(Full("in_flight", running, one.ticket))
                 continue
-            tally, full = _start(tally, quota, one, running)
+            tally, full = _start(tally, quota, one, running, left)
             if full is not None:
                 answers.append(full)
                 continue
         if quota.in_flight is not None:
             own[one.job] = None
         answers.append(None)
-    return signed(tally, worker, own), answers
+    return signed(tally, worker, own), answers, tuple(left)
 
 
 def signed(tally: Tally, worker: str, mine: Collection[str]) -> Tally:
@@ -95,19 +99,25 @@ def without(tally: Tally, gone: Collection[str]) -> Tally:
     return tally.model_copy(update={"workers": {name: one for name, one in tally.workers.items() if name not in gone}})
 
 
-def _start(tally: Tally, quota: Tenant, one: Ask, running: int) -> tuple[Tally, Full | None]:
+def _start(tally: Tally, quota: Tenant, one: Ask, running: int, spare: list[int]) -> tuple[Tally, Full | None]:
     """Take a token, or a ticket where there is none."""
     tokens = tally.tokens
     if quota.rate is None or tokens is None:
         return tally, None
     ticket = one.ticket if one.ticket <= tally.tail else 0  # of an object that was lost, or made up
+    if not ticket and spare and spare[0] <= tally.head:  # called already, and nobody had it
+        ticket = spare.pop(0)
     called = tally.head >= (ticket or tally.tail) - TINY
     if called and tokens >= 1 - TINY:
         return tally.model_copy(update={"tokens": tokens - 1}), None
     if not ticket:
-        # The first in the line is called when the next token is there.
-        head = tally.head if tally.waiting else tally.tail + min(1.0, tokens)
-        ticket, called = tally.tail + 1, False
-        tally = tally.model_copy(update={"tail": ticket, "head": max(0.0, head)})
+        if not spare:
+            # The first in the line is called when the next token is there.
+            head = tally.head if tally.waiting else tally.tail + min(1.0, tokens)
+            last = tally.tail + max(1, int(quota.rate * BLOCK_S))
+            spare += range(tally.tail + 1, last + 1)
+            tally = tally.model_copy(update={"tail": last, "head": max(0.0, head)})
+        ticket = spare.pop(0)
+        called = tally.head >= ticket - TINY
     wait = (1 - tokens if called else ticket - tally.head) / quota.rate
     return tally, Full("rate", running, ticket, max(0.0, wait), called)

@@ -131,7 +131,7 @@ def test_starts_are_counted_for_all_workers_together(connect: Callable[[], Blobs
     assert len(starts) == 60
     starts.sort()
     assert starts[-1] - starts[0] >= (60 - 5) / 50 - 0.2
-    assert max(tickets) == len(set(tickets)), "no ticket is drawn twice"
+    assert len(tickets) == len(set(tickets)), "no ticket is drawn twice"
 
 
 def test_the_room_of_the_dead_comes_free(connect: Callable[[], Blobs], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,14 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from quota_rig import Crew, attempt, quota
 from worker_twin import START
 
 from schemas.errors import CODES, FailureClass, UnavailableError
-from schemas.past import Past, Try
+from schemas.past import QUOTA, Past, Try, write
+from schemas.past import read as read_past
 from schemas.quota import Holder, tally_name
 from wire.blobs.memory import Memory
 from workers.desk import GAP_S, SILENT_S
@@ -331,3 +334,21 @@ def test_the_thread_writes_what_ended_and_the_stop_does_too() -> None:
     quotas.leave(attempt("b", offset=2))
     quotas.stop()
     assert crew.tally().workers == {}
+
+
+class TestTheRecord:
+    @given(times=st.integers(1, 999_999), ticket=st.integers(0, 10**15))
+    def test_it_tells_the_next_worker_how_often_and_with_which_ticket(self, times: int, ticket: int) -> None:
+        before = Past(spent=2, put_off=times - 1)
+        told = write([("x-own", b"1"), (QUOTA, b"77/78")], before.held_up(3.0, ticket))
+        assert [raw for name, raw in told if name == QUOTA] == [f"{times}/{ticket}".encode()]
+        found = read_past(told)
+        assert (found.put_off, found.ticket, found.spent) == (times, ticket, 2)
+        assert QUOTA not in dict(write(told, found.welcomed()))
+
+    @pytest.mark.parametrize(
+        "raw", [b"", b"/", b"x/y", b"-1/-1", b"\xff/\xff", b"1" * 99, b"/" + b"9" * 99, b"0.5/1e9"]
+    )
+    def test_what_strangers_wrote_there_counts_as_nothing(self, raw: bytes) -> None:
+        found = read_past([(QUOTA, raw)])
+        assert (found.put_off, found.ticket) == (0, 0)

@@ -24,7 +24,7 @@ def quota(**fields: Any) -> Tenant:
 def at(tally: Tally, said: Tenant, seconds: float, *asks: Ask, worker: str = "w1") -> tuple[Tally, list[Full | None]]:
     """Ask at a moment, beside what the worker runs already."""
     mine = tally.workers.get(worker, Holder()).jobs
-    return ask(passed(tally, said, seconds), said, asks, worker=worker, mine=mine)
+    return ask(passed(tally, said, seconds), said, asks, worker=worker, mine=mine)[:2]
 
 
 class TestInFlight:
@@ -92,6 +92,24 @@ class TestRate:
         tally, answers = at(tally, said, 60, Ask("b", 1), Ask("c", 2))
         assert answers == [None, Full("rate", 0, 2, 1.0, due=True)]
         assert at(tally, said, 61, Ask("c", 2))[1] == [None]
+
+    def test_tickets_are_drawn_in_blocks_that_serve_many_and_in_the_end_waste_nothing(self) -> None:
+        said = quota(rate=20.0, burst=1)
+        tally, answers, spare = ask(
+            passed(Tally(tenant="acme"), said, 0), said, [Ask("a"), Ask("b"), Ask("c")], worker="w1", mine=()
+        )
+        assert [full and full.ticket for full in answers] == [None, 1, 2]
+        assert (tally.tail, spare) == (10, tuple(range(3, 11)))
+        before = tally
+        tally, answers, spare = ask(tally, said, [Ask("d")], worker="w1", mine=(), spare=spare)
+        assert (tally.tail, tally.head, [full and full.ticket for full in answers]) == (10, before.head, [3])
+        _, (other,), _ = ask(tally, said, [Ask("e")], worker="w2", mine=())
+        assert other is not None
+        assert other.ticket == 11
+        assert other.seconds == pytest.approx(0.55)
+        tally, answers, spare = ask(passed(tally, said, 0.3), said, [Ask("f")], worker="w1", mine=(), spare=spare)
+        assert (answers, spare) == ([None], tuple(range(5, 11))), "4 is called, and a token is there"
+        assert ask(Tally(tenant="acme", tokens=1), said, [], worker="w1", mine=(), spare=spare)[2] == ()
 
     def test_a_changed_rate_counts_for_those_that_wait_already(self) -> None:
         slow, fast = quota(rate=0.01), quota(rate=10.0)
