@@ -60,6 +60,11 @@ def alone(stage: Stage, name: str) -> AbstractContextManager[Scene]:
     return stage.scene(name, lock_ms=2_000, **stage.everything() | {"broker": "one", "replication": 1})
 
 
+def single(stage: Stage, name: str) -> AbstractContextManager[Scene]:
+    """One broker, MinIO as the store."""
+    return stage.scene(name, **stage.everything() | {"broker": "one", "replication": 1})
+
+
 def local(stage: Stage, name: str) -> AbstractContextManager[Scene]:
     """Three brokers, a directory as the store: its files can be reached behind its back."""
     return stage.scene(name, broker="three", replication=3)

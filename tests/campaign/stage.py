@@ -149,10 +149,8 @@ class Stage:
         self._undo.close()
 
     def broker(self, name: str = "one") -> NativeBroker:
-        """Return a broker: `one`, or `three` that form a cluster; only one of them runs at a time."""
+        """Return a broker: `one`, or `three` that form a cluster."""
         if name not in self._brokers:
-            for other in list(self._brokers):
-                self._brokers.pop(other).stop(grace_s=0)
             home = self.folder / f"broker-{name}-{time.monotonic_ns()}"
             made = NativeBroker(home, self.cache, nodes=3 if name == "three" else 1, port=free_port())
             made.start(tie=True)
