@@ -23,6 +23,7 @@ class Start(Open):
     line: str = ""
     spent: int = Field(default=0, ge=0)
     replays: int = Field(default=0, ge=0)
+    reached: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="its newest checkpoint, once it is over")
 
 
 class End(Open):
@@ -45,5 +46,6 @@ class Claim(Open):
     start: Start
     origin: str = Field(default="", description="TOPIC/PARTITION/OFFSET of the client's own record")
     beat: int = Field(default=0, ge=0)
+    reached: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="how far this attempt's checkpoint is")
     lost: tuple[Start, ...] = Field(default=(), description="attempts whose worker died")
     end: End | None = Field(default=None, description="none: the attempt goes on, or was handed back")

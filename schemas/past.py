@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from enum import StrEnum
@@ -20,7 +21,9 @@ LINE = "tape-line"
 """TOPIC/PARTITION/OFFSET of the record that this one is a copy of: it was put off, and no attempt ended."""
 QUOTA = "tape-quota"
 """TIMES/TICKET: how often the tenant's quota put this record off, and its place in the line for the tenant's rate."""
-OWN = frozenset({ATTEMPT, PAST, REPLAY, HINT, DUE, TARGET, LINE, QUOTA})
+CHECKPOINT = "tape-checkpoint"
+"""How far the job's newest checkpoint is, in the job's own measure: an attempt that comes further is not spent."""
+OWN = frozenset({ATTEMPT, PAST, REPLAY, HINT, DUE, TARGET, LINE, QUOTA, CHECKPOINT})
 KEPT = 10
 """Attempts whose story is kept: the first and the last ones."""
 TEXT = 400
@@ -69,6 +72,7 @@ class Past(Open):
     replays: int = Field(default=0, ge=0)
     hint: Hint = Hint.NONE
     tries: tuple[Try, ...] = ()
+    reached: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="how far its newest checkpoint is")
     put_off: int = Field(default=0, ge=0, description="how often a quota put it off since its last attempt")
     ticket: int = Field(default=0, ge=0, description="its place in the line for its tenant's rate; 0: none")
 
@@ -123,6 +127,7 @@ def read(headers: Iterable[Header]) -> Past:
         replays=_number(found.get(REPLAY)),
         hint=hint,
         tries=tries,
+        reached=_measure(found.get(CHECKPOINT)),
         put_off=_number(times),
         ticket=_number(ticket, 16),
     )
@@ -138,9 +143,19 @@ def write(headers: Sequence[Header], past: Past) -> list[Header]:
         kept.append((REPLAY, str(past.replays).encode()))
     if past.hint is not Hint.NONE:
         kept.append((HINT, past.hint.value.encode()))
+    if past.reached:
+        kept.append((CHECKPOINT, repr(past.reached).encode()))
     if past.put_off:
         kept.append((QUOTA, f"{past.put_off}/{past.ticket}".encode()))
     return kept
+
+
+def _measure(raw: bytes | None) -> float:
+    try:
+        found = float((raw or b"0")[:40])
+    except ValueError:
+        return 0.0
+    return found if 0 <= found < math.inf else 0.0
 
 
 def _number(raw: bytes | None, digits: int = 7) -> int:

@@ -172,7 +172,9 @@ class Admission:
             self._over(attempt, claim)
             return None
         for start in claim.lost:
-            past = past.after(_died(start, attempt.started_at)).model_copy(update={"hint": Hint.ALONE})
+            death = _died(start, attempt.started_at, spent=start.reached <= past.reached)
+            update = {"hint": Hint.ALONE, "reached": max(past.reached, start.reached)}
+            past = past.after(death).model_copy(update=update)
         return replace(attempt, number=past.spent + 1, past=past)
 
     def _over(self, attempt: Attempt, over: Over) -> None:
@@ -208,11 +210,11 @@ class Admission:
         return True
 
 
-def _died(start: Start, now: datetime) -> Try:
-    """What is known of an attempt whose worker died: that it began."""
+def _died(start: Start, now: datetime, *, spent: bool) -> Try:
+    """What is known of an attempt whose worker died: that it began, and whether its checkpoint came further."""
     return Try(
         attempt=start.attempt, started_at=start.started_at, ended_at=now, worker=start.worker,
-        failure=FailureClass.CRASHED, code="TAPE-6008", message="the worker died, or fell silent",
+        failure=FailureClass.CRASHED, code="TAPE-6008", message="the worker died, or fell silent", spent=spent,
     )  # fmt: skip
 
 

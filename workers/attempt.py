@@ -66,6 +66,13 @@ class Attempt:
     started_at: datetime
     carrier: Mapping[str, str]
     past: Past
+    reached: float = 0.0
+    """How far this attempt's newest checkpoint is."""
+
+    @property
+    def advanced(self) -> bool:
+        """Whether it left a newer checkpoint than any attempt before it."""
+        return self.reached > self.past.reached
 
     @property
     def suspect(self) -> bool:

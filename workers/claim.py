@@ -86,6 +86,7 @@ class _Hold:
     claim: Claim
     etag: str
     at: float
+    reached: float = 0.0
     fenced: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -160,7 +161,8 @@ class Claims:
             gone = copy.redelivered and claim.start.place == copy.place
             if self._clock() - since >= (GONE_S if gone else SILENT_S):
                 _LOG.warning("claim taken over", job=job, silent=claim.start.worker, epoch=claim.start.epoch)
-                dead = claim.model_copy(update={"lost": (*claim.lost, claim.start)[-LOST_KEPT:]})
+                last = claim.start.model_copy(update={"reached": claim.reached})
+                dead = claim.model_copy(update={"lost": (*claim.lost, last)[-LOST_KEPT:]})
                 if (taken := self._write(job, copy, dead, etag)) is not None:
                     return taken
             elif self._wait(LOOK_S):
@@ -200,6 +202,18 @@ class Claims:
         except (InvalidError, JobError) as error:  # what nobody can read holds nothing; it is written over
             _LOG.warning("unreadable claim", job=job, error=str(error))
             return None, self._store().stat(claim_name(job)).etag
+
+    def reach(self, job: str, checkpoint: float) -> None:
+        """A checkpoint of a job is kept; should we die, the claim says so: it is written at once."""
+        hold = self._holds.get(job)
+        if hold is not None and checkpoint > hold.reached:
+            hold.reached = checkpoint
+            self._hurry.set()
+
+    def reached(self, job: str) -> float:
+        """Return how far the newest checkpoint of a job of ours is; 0: none was kept in this attempt."""
+        hold = self._holds.get(job)
+        return 0.0 if hold is None else hold.reached
 
     def sure(self, job: str) -> bool:
         """Whether the job is still ours: by the last beat if that was just now, else by a beat that must succeed.
@@ -253,7 +267,7 @@ class Claims:
         """Keep the claims alive whose beat is due; return seconds until the next is."""
         pause = FAST_S if self._clock() < self._doubt_until else BEAT_S
         for job, hold in list(self._holds.items()):
-            if not hold.fenced and self._clock() - hold.at >= pause:
+            if not hold.fenced and (self._clock() - hold.at >= pause or hold.reached > hold.claim.reached):
                 try:
                     self._swap(hold)
                 except Exception as error:  # the other claims must not fall silent for it
@@ -282,7 +296,7 @@ class Claims:
         """Write our claim anew; a conflict with anybody but ourselves means that it is ours no more."""
         with hold.lock:
             while not hold.fenced:
-                changes = freed or {"beat": hold.claim.beat + 1}
+                changes = freed or {"beat": hold.claim.beat + 1, "reached": hold.reached}
                 claim, at = hold.claim.model_copy(update=changes), self._clock()
                 try:
                     blob = self._store().replace(claim_name(claim.job), dump(claim), hold.etag)

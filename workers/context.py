@@ -14,6 +14,7 @@ A judge, a feed, any service over the network is called through the context, by 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from wire.blobs.manifest import publish
 from workers.guard import Guards, Told, nobody
 
 T = TypeVar("T")
+CHECKPOINT = "checkpoint"
+"""What the progress of a kept checkpoint is called."""
 
 
 class CancelledByRequest(Exception):  # noqa: N818 - not an error: the way out of a handler that was asked to stop
@@ -63,6 +66,16 @@ class Context:
     def progress(self, **data: Any) -> None:
         """Tell the world how far the job is; numbers and short texts only."""
         self.report(data)
+
+    def advanced(self, checkpoint: float, **data: Any) -> None:
+        """Tell that a checkpoint is kept where the next attempt finds it: how far it is, in steps, rows or epochs.
+
+        An attempt that comes further than all before it is not spent, however it ends: a job that nears its end
+        with every attempt does end. Call it once the checkpoint is durable, never before.
+        """
+        if not 0 <= checkpoint < math.inf:
+            raise ValueError(f"a checkpoint is a number from 0 on, not {checkpoint!r}")
+        self.report({**data, CHECKPOINT: checkpoint})
 
     @property
     def cancelled(self) -> bool:

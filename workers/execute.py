@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +24,7 @@ from workers.admit import Admission, Signals
 from workers.again import Again
 from workers.attempt import Attempt, Record, read
 from workers.claim import SURE_S, Claims
+from workers.context import CHECKPOINT
 from workers.gate import Gate
 from workers.kinds import Kind
 from workers.policy import Bury, Decision, Fail, decide
@@ -152,6 +155,9 @@ class Executor:
         return self._signals.cancelled(attempt.id) is not None or self._signals.stopping() or not ours
 
     def _progress(self, attempt: Attempt, data: dict[str, Any]) -> None:
+        checkpoint = data.get(CHECKPOINT)
+        if isinstance(checkpoint, int | float) and 0 < checkpoint < math.inf:
+            self._claims.reach(attempt.id, float(checkpoint))
         self._settler.announce(attempt, EventType.PROGRESS, progress=data)
 
     def _settle(self, attempt: Attempt, verdict: Verdict) -> None:
@@ -190,6 +196,7 @@ class Executor:
 
     def _failed(self, attempt: Attempt, verdict: Failed) -> None:
         failure, policy = verdict.failure, attempt.policy
+        attempt = replace(attempt, reached=self._claims.reached(attempt.id))
         decision = decide(
             policy,
             failure,
@@ -197,6 +204,7 @@ class Executor:
             attempt=attempt.number,
             now=attempt.started_at,
             chance=self._signals.chance(),
+            advanced=attempt.advanced,
         )
         _LOG.warning(
             "job failed", job=attempt.id, attempt=attempt.number, code=failure.code, error=failure.message,

@@ -43,6 +43,8 @@ SPACE_S = 0.05
 """Between two jobs that one worker lets come back: however many wait, they look for room at this pace."""
 LATE_S = 1.0
 """The first wait of a job whose turn for the rate has come, and passed."""
+LATE_TRIES = 4
+"""Whose turn passed by so often draws a new ticket: those that come in time take all that there is."""
 FAR_S = 600.0
 """Whose turn is further away looks again in between: the rate may be raised."""
 LINGER_S = 0.02
@@ -230,7 +232,7 @@ class Quotas:
     def _wait(self, desk: Desk, quota: Tenant, full: Full, past: Past) -> Wait:
         """Say when to come back: when it is the job's turn, or at the pace at which all that wait may look again."""
         now, part = self._clock(), (1 + self._chance()) / 2
-        grown = 2.0 ** min(past.put_off, 10)
+        grown, lost = 2.0 ** min(past.put_off, 10), False
         if full.limit == "in_flight":
             jobs = "job" if full.running == 1 else "jobs"
             told = f"it has {full.running} {jobs} in flight, and may have {quota.in_flight}"
@@ -240,12 +242,13 @@ class Quotas:
             delay = full.seconds if full.seconds <= FAR_S else FAR_S * part
             if full.due:
                 delay = max(full.seconds, min(LONGEST_S, LATE_S * grown / 2) * part)
+            lost = full.due and past.put_off % LATE_TRIES == LATE_TRIES - 1
         desk.refused_at = now
         error = UnavailableError(
             f"the tenant {quota.tenant!r} is over its quota: {told}", code="TAPE-5011", tenant=quota.tenant,
             limit=full.limit, running=full.running, may=quota.in_flight if full.limit == "in_flight" else quota.rate,
         )  # fmt: skip
-        return Wait(Failure.of(error), delay, past.held_up(delay, full.ticket))
+        return Wait(Failure.of(error), delay, past.held_up(delay, 0 if lost else full.ticket))
 
     def _serve(self) -> None:
         while not self._stopped.is_set():

@@ -95,7 +95,7 @@ class Settler:
             failure, attempt=attempt.number, started_at=attempt.started_at, ended_at=self._now(), worker=self.worker,
             spent=spent,
         )  # fmt: skip
-        past = attempt.past.after(last)
+        past = attempt.past.after(last).model_copy(update={"reached": max(attempt.past.reached, attempt.reached)})
         return past.model_copy(update={"hint": decision.hint}) if isinstance(decision, Retry) else past
 
     def again(

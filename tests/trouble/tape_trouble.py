@@ -136,9 +136,37 @@ def ask(context: Context, params: Trouble) -> Verdict:
     return Succeeded(result={"said": said})
 
 
+def climb(context: Context, params: Trouble) -> Verdict:
+    """Go on from the checkpoint, `size` steps in all, and die after every second one."""
+    kept = Path(params.url or "")
+    for step in range(int(kept.read_text()) if kept.exists() else 0, params.size):
+        threading.Event().wait(params.seconds)
+        kept.write_text(str(step + 1))
+        context.advanced(step + 1)
+        if step % 2:
+            os._exit(9)
+    return Succeeded(result={"steps": params.size})
+
+
 DEEDS = {
     deed.__name__: deed
-    for deed in (work, deaf, segfault, leave, killed, hang_up, family, chatter, litter, odd, flood, device, launch, ask)
+    for deed in (
+        work,
+        deaf,
+        segfault,
+        leave,
+        killed,
+        hang_up,
+        family,
+        chatter,
+        litter,
+        odd,
+        flood,
+        device,
+        launch,
+        ask,
+        climb,
+    )
 }
 
 

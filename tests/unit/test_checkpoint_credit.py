@@ -1,0 +1,119 @@
+"""An attempt that moved its job's checkpoint on is not spent: however it ended, and whoever died."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from worker_twin import Bench, begun, dead, kind, record, tried
+
+from schemas.claim import Claim
+from schemas.errors import FailureClass, JobError
+from schemas.outcome import Succeeded
+from schemas.past import Past, read, write
+from wire.share import AckType
+from workers.claim import claim_name
+from workers.context import Context
+
+
+def climbing(*tops: float, last: float = 10.0) -> Any:
+    """A handler whose attempts come so far and fail; the one after them ends."""
+    left = list(tops)
+
+    def handler(context: Context, _: Any) -> Succeeded:
+        if not left:
+            return Succeeded(result={"steps": last})
+        context.advanced(left.pop(0), loss=0.5)
+        raise JobError("the node went away", code="TAPE-6001")
+
+    return kind(handler, max_attempts=2)
+
+
+def test_who_comes_further_each_time_comes_to_an_end() -> None:
+    bench = Bench(climbing(*range(1, 8)))
+    found = record()
+    for step in range(1, 8):
+        assert bench.run(found) is AckType.ACCEPT
+        past = bench.waiting()[-1].past
+        assert (past.spent, past.reached) == (0, float(step))
+        found = bench.waiting()[-1].record
+        bench.clock.advance(3600)
+    bench.run(found)
+    assert bench.outcome("job-1").result == {"steps": 10.0}
+    assert next(event.progress for event in bench.events() if event.progress) == {"checkpoint": 1, "loss": 0.5}
+
+
+def test_who_stays_where_it_was_spends_its_attempts() -> None:
+    bench = Bench(climbing(5, 5, 4, 6))
+    bench.run(record())
+    (first,) = bench.waiting()
+    assert (first.past.spent, first.past.reached) == (0, 5.0)
+    bench.clock.advance(3600)
+    bench.run(first.record)
+    second = bench.waiting()[-1]
+    assert (second.past.spent, second.past.reached) == (1, 5.0)
+    bench.clock.advance(3600)
+    assert bench.run(second.record) is AckType.REJECT
+    [(_, _, _, letter)] = dead(bench)
+    assert letter.failure.code == "TAPE-6001"
+
+
+def test_a_death_is_no_attempt_where_the_checkpoint_came_further() -> None:
+    bench = Bench(kind(max_attempts=1))
+    begun(bench)
+    claim = bench.claim().model_copy(update={"reached": 40.0})
+    bench.store.put(claim_name("job-1"), claim.model_dump_json().encode())
+    assert bench.run(record(count=2)) is AckType.ACCEPT
+    assert bench.outcome("job-1").attempt == 1
+
+
+def test_a_death_without_progress_is_spent() -> None:
+    bench = Bench(kind(max_attempts=3))
+    begun(bench)
+    bench.run(record(count=2, past=Past(reached=40.0)))
+    assert bench.outcome("job-1").attempt == 2
+
+
+def test_the_claim_tells_at_once_how_far_the_job_is() -> None:
+    seen: list[Claim] = []
+
+    def handler(context: Context, _: Any) -> Succeeded:
+        for step in (3.0, 1.0, 7.5):
+            context.advanced(step)
+            bench.claims.beat()
+            seen.append(bench.claim())
+        context.progress(checkpoint="nine")
+        context.progress(checkpoint=math.inf)
+        bench.claims.beat()
+        seen.append(bench.claim())
+        return Succeeded()
+
+    bench = Bench(kind(handler))
+    bench.run(record())
+    assert [claim.reached for claim in seen] == [3.0, 3.0, 7.5, 7.5]
+    assert [claim.beat for claim in seen] == [1, 1, 2, 2], "written when there is something to write, and not before"
+    assert len({claim.start.epoch for claim in seen}) == 1
+
+
+@pytest.mark.parametrize("checkpoint", [-1.0, math.inf, math.nan])
+def test_what_is_no_checkpoint(checkpoint: float) -> None:
+    bench = Bench(kind(lambda context, _: context.advanced(checkpoint)))
+    bench.run(record())
+    assert bench.outcome("job-1").failure is not None
+    assert bench.outcome("job-1").failure.code == "TAPE-6014"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("reached", [0.0, 1.0, 1e-3, 123456.75, 1e300])
+def test_the_header_keeps_the_measure(reached: float) -> None:
+    past = tried((FailureClass.TRANSIENT, "TAPE-6001")).model_copy(update={"reached": reached})
+    headers = write([("mine", b"1")], past)
+    assert read(headers) == past
+    assert (("tape-checkpoint" in dict(headers)) is True) == (reached > 0)
+
+
+@pytest.mark.parametrize("raw", [b"nan", b"-1", b"inf", b"x", b"", b"1" * 4000, None])
+def test_a_strange_header_counts_as_nothing(raw: bytes | None) -> None:
+    past = read([("tape-checkpoint", raw), ("tape-attempt", b"2")])
+    assert past.spent == 2
+    assert past.reached in (0.0, float("1" * 40))
