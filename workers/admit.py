@@ -59,27 +59,57 @@ class Admission:
 
         Raises `UnavailableError` when the store does not answer.
         """
-        if not self._ends(attempt) and (shut := self._gate.enter(attempt)) is not None:
+        ends = self._ends(attempt)
+        if ends is None and (shut := self._gate.enter(attempt)) is not None:
             self.postpone(attempt, shut)
             return None
-        if self._turned_away(attempt) or self._over_quota(attempt):
+        if self._settled(attempt) or (ends is None and (self._put_off(attempt) or self._over_quota(attempt))):
             return None
         if attempt.past.put_off:
             attempt = replace(attempt, past=attempt.past.welcomed())
-        if not attempt.ledgered:
-            return attempt
+        if attempt.ledgered:
+            return self._ledgered(attempt, ends)
+        if ends is not None:
+            ends(attempt)
+        return attempt if ends is None else None
+
+    def _ledgered(self, attempt: Attempt, ends: Callable[[Attempt], None] | None) -> Attempt | None:
+        """Write the start down, then look at what the ledger says."""
         mine = self._claim(attempt)
         if mine is None:
             return None
         try:
+            if ends is not None:
+                self._end(mine, ends)
+                return None
             return None if self._poisonous(mine) or self._worn(mine) else _eased(mine)
         except BaseException:
             self._claims.abandon(attempt.id)
             raise
 
-    def _ends(self, attempt: Attempt) -> bool:
-        """Whether the job ends without running: an open breaker is no reason to put that off."""
-        return self._signals.cancelled(attempt.id) is not None or attempt.expired
+    def _end(self, attempt: Attempt, ends: Callable[[Attempt], None]) -> None:
+        """End a job that does not run. Only who holds its claim may: another attempt may just have buried it."""
+        if attempt.kind.recorded:
+            ends(attempt)
+            self._claims.drop(attempt.id)
+        elif self._claims.free(attempt.id, End(past=attempt.past)):
+            ends(attempt)
+        else:
+            self._settler.refuse(attempt)
+
+    def _ends(self, attempt: Attempt) -> Callable[[Attempt], None] | None:
+        """Return how the job ends without running, if it does: an open breaker is no reason to put that off."""
+        job, settler = attempt.job, self._settler
+        if (reason := self._signals.cancelled(attempt.id)) is not None:
+            return lambda mine: settler.finish(mine, Cancelled(reason=reason))
+        if attempt.expired:
+            late = JobError("the job was not started in time", code="TAPE-6006", expires_at=job.expires_at)
+        elif (short_s := self._too_short(attempt)) is not None:
+            told = f"{attempt.kind.name} jobs take {short_s:.1f} s here, and there is less time than that"
+            late = JobError(told, code="TAPE-6018", expires_at=job.expires_at)
+        else:
+            return None
+        return lambda mine: settler.expire(mine, Failure.of(late))
 
     def postpone(self, attempt: Attempt, failure: Failure) -> None:
         """Put a job off because of a dependency; one that has waited for too long is buried."""
@@ -99,21 +129,17 @@ class Admission:
             self._settler.refuse(attempt)
         return True
 
-    def _turned_away(self, attempt: Attempt) -> bool:
+    def _settled(self, attempt: Attempt) -> bool:
+        """Tell the outcome once more that the job has already."""
+        if not attempt.kind.recorded or (known := self._settler.known(attempt)) is None:
+            return False
+        _LOG.info("already settled", job=attempt.id, status=known.status.value)
+        self._settler.repeat(attempt, known)
+        return True
+
+    def _put_off(self, attempt: Attempt) -> bool:
         job, settler = attempt.job, self._settler
-        if attempt.kind.recorded and (known := settler.known(attempt)) is not None:
-            _LOG.info("already settled", job=attempt.id, status=known.status.value)
-            settler.repeat(attempt, known)
-        elif (reason := self._signals.cancelled(attempt.id)) is not None:
-            settler.finish(attempt, Cancelled(reason=reason))
-        elif attempt.expired:
-            late = JobError("the job was not started in time", code="TAPE-6006", expires_at=job.expires_at)
-            settler.expire(attempt, Failure.of(late))
-        elif (short_s := self._too_short(attempt)) is not None:
-            told = f"{attempt.kind.name} jobs take {short_s:.1f} s here, and there is less time than that"
-            late = JobError(told, code="TAPE-6018", expires_at=job.expires_at)
-            settler.expire(attempt, Failure.of(late))
-        elif job.not_before is not None and attempt.started_at < job.not_before:
+        if job.not_before is not None and attempt.started_at < job.not_before:
             wait_s = (job.not_before - attempt.started_at).total_seconds()
             settler.again(attempt, attempt.past, EventType.POSTPONED, delay_s=wait_s)
         elif self._elsewhere(attempt):

@@ -30,9 +30,6 @@ ALLOWED: dict[str, frozenset[str]] = {
 """How a job may end by its nature; whatever may be tried again may also be tried too often."""
 PATIENT = frozenset({"good", "slow", "flaky", "hopeless"})
 """Natures that are buried only once all their attempts are spent."""
-LATE = True
-"""Not mended yet: a job that is buried while somebody cancels it, or until it expires, may end so once more when its
-record is delivered again, for admission looks at those before it looks at the ledger."""
 
 
 class Job:
@@ -146,8 +143,6 @@ class Oracle:
         early |= {"expired"} if job.expires else set()
         if not finals.keys() <= ALLOWED[job.way] | early:
             raise Violation(f"{name} ended {sorted(finals)}")
-        if LATE and (job.buried or "dead" in finals) and finals.keys() & early:
-            return
         if not job.light:  # a light job's readers drop repeats by its id (ADR 1)
             self._once(name, job, finals)
             if outcome := self.outcome(name):
