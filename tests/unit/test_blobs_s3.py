@@ -367,6 +367,17 @@ def test_missing_bucket_is_made_only_if_asked(server: Server) -> None:
         connect(server, create_bucket=True)
 
 
+@pytest.mark.parametrize(
+    ("refused", "hint"), [("RequestTimeTooSkewed", "clock"), ("AccessDenied", "TAPE_STORE_ACCESS_KEY")]
+)
+def test_a_refusal_at_the_door_keeps_its_way_out(server: Server, refused: str, hint: str) -> None:
+    server.script += [refusal(403, refused)]
+    with pytest.raises(AuthError, match=refused) as caught:
+        connect(server, create_bucket=False)
+    assert caught.value.code == "TAPE-4002"
+    assert hint in caught.value.hint
+
+
 def test_prefix_is_put_before_every_name_and_taken_off_again(server: Server) -> None:
     rows = b"".join(
         b"<Contents><Key>some/prefix/%s</Key><Size>3</Size></Contents>" % key for key in (b"a/x", b".probe/1", b"f/")

@@ -126,7 +126,8 @@ class S3(Blobs):
             store._prepare(create_bucket)
         except AuthError as error:
             # Whatever the store calls it, at the door it means the credentials.
-            raise AuthError(error.message, code="TAPE-4002", **error.place) from error
+            hint = error.hint if error.code == "TAPE-4002" else None
+            raise AuthError(error.message, code="TAPE-4002", hint=hint, **error.place) from error
         return store
 
     def put(
