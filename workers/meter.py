@@ -6,26 +6,21 @@ reads. A light job costs two increments and the reading of its event, some micro
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Generic, Literal, TypeVar
+from typing import Literal
 
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.metrics import Meter as Instruments
-from pydantic_core import from_json
 
 from schemas.control import Breaker, BreakerState
-from schemas.event import FINAL, STATE_OF, EventType, State
+from schemas.event import FINAL, STATE_OF, Event, State
 from schemas.topics import Names
-from wire.publish import Publisher, Sent
-from wire.publish.port import Headers
 from workers.again import Again
 from workers.attempt import Record
 from workers.breaker import Breakers, Circuit
@@ -35,16 +30,11 @@ from workers.lease import LeaseLoop
 from workers.runner import Runner
 from workers.slots import Pool, Work
 
-L = TypeVar("L", str, bytes)
 Sort = Literal["counter", "gauge", "histogram"]
 Values = Iterable[tuple[float, Mapping[str, str]]]
 Read = Callable[[], Values]
 BOUNDS_S = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3_600, 10_800, 21_600)
 """Where the buckets of durations end: jobs take from moments to hours."""
-_WELL = re.compile(
-    rb'\{"schema_version":1,"id":"[^"]*","type":"succeeded","job":"[^"\\]*","kind":"([^"\\]*)","lane":"([^"\\]*)"'
-)
-"""The event of most jobs, in the order in which we write it: to read it as JSON would cost more than all else here."""
 STATES = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 
@@ -89,19 +79,19 @@ METRICS = {
 }
 
 
-class Tally(Generic[L]):
+class Tally:
     """Counters by their labels; thread-safe."""
 
     def __init__(self) -> None:
-        self._counts: defaultdict[tuple[L, ...], float] = defaultdict(float)
+        self._counts: defaultdict[tuple[str, ...], float] = defaultdict(float)
         self._lock = threading.Lock()
 
-    def add(self, *labels: L, by: float = 1) -> None:
+    def add(self, *labels: str, by: float = 1) -> None:
         """Count one more."""
         with self._lock:
             self._counts[labels] += by
 
-    def items(self) -> list[tuple[tuple[L, ...], float]]:
+    def items(self) -> list[tuple[tuple[str, ...], float]]:
         """Return what was counted."""
         with self._lock:
             return list(self._counts.items())
@@ -114,10 +104,9 @@ class Meter:
         self._instruments, self._names, self._kinds = instruments, names, kinds
         self._born = datetime.now(UTC)
         counted = [metric.name for metric in METRICS.values() if metric.sort == "counter"]
-        self._tallies: dict[str, Tally[str]] = {name: Tally() for name in counted if name != "tape.mover.records"}
+        self._tallies: dict[str, Tally] = {name: Tally() for name in counted if name != "tape.mover.records"}
         for name, tally in self._tallies.items():
             self.watch(name, partial(self._counted, name, tally))
-        self._well: Tally[bytes] = Tally()
         metric = METRICS["tape.jobs.seconds"]
         self._seconds = instruments.create_histogram(
             metric.name, metric.unit, metric.told, explicit_bucket_boundaries_advisory=BOUNDS_S
@@ -156,8 +145,8 @@ class Meter:
             self.watch("tape.mover.records", moved)
             self.watch("tape.mover.late", lambda: [(mover.late_s, {})])
 
-    def slots(self, work: Work) -> Work:
-        """Return `work`, measured."""
+    def slots(self, work: Work, spent: Callable[[Record, float], None] = lambda *_: None) -> Work:
+        """Return `work`, measured; `spent` hears for how many seconds a record had its slot."""
         taken, busy = self._tallies["tape.jobs.taken"], self._tallies["tape.slots.busy"]
         topics: dict[str, tuple[str, str, bool]] = {}
 
@@ -171,6 +160,7 @@ class Meter:
             work(record, runner)
             seconds = time.perf_counter() - began
             busy.add(kind, by=seconds)
+            spent(record, seconds)
             if recorded:
                 self._seconds.record(seconds, {"kind": kind})
 
@@ -184,75 +174,26 @@ class Meter:
         if after.epoch > before and after.state is BreakerState.OPEN and message.since > self._born:
             self._tallies["tape.breaker.opens"].add(message.dependency)
 
-    def tap(self, publisher: Publisher) -> Publisher:
-        """Return the publisher; what it brings to the events topic is counted."""
-        return _Tap(publisher, self._names.events, self._sent)
-
-    def _counted(self, name: str, tally: Tally[str]) -> Values:
-        found = dict(tally.items())
-        if name == "tape.jobs.ended":
-            for (kind, lane), count in self._well.items():
-                labels = (kind.decode(), lane.decode(), "succeeded", "")
-                found[labels] = found.get(labels, 0) + count
-        return [(count, dict(zip(METRICS[name].labels, labels, strict=True))) for labels, count in found.items()]
+    def _counted(self, name: str, tally: Tally) -> Values:
+        return [(count, dict(zip(METRICS[name].labels, labels, strict=True))) for labels, count in tally.items()]
 
     def _place(self, topic: str) -> tuple[str, str, bool]:
         kind, lane = self._names.parse_jobs(topic)
         return kind, lane, kind in self._kinds and self._kinds[kind].recorded
 
-    def _sent(self, value: bytes, sent: Future[Sent]) -> None:
+    def told(self, event: Event) -> None:
         """Count an event that the broker has. A repeat of an end that another worker told counts here too."""
-        try:
-            if sent.exception() is not None:
-                return
-        except CancelledError:
-            return
-        if (well := _WELL.match(value)) is not None:
-            self._well.add(*well.groups())
-            return
-        event = from_json(value)
-        state = STATE_OF[EventType(event["type"])]
-        kind, lane, failure = event["kind"], event["lane"], event.get("failure") or {}
-        told, tallies = failure.get("failure", ""), self._tallies
+        state, failure, tallies = STATE_OF[event.type], event.failure, self._tallies
+        cause = failure.failure.value if failure else ""
         if state in FINAL:
-            tallies["tape.jobs.ended"].add(kind, lane, event["type"], told)
+            tallies["tape.jobs.ended"].add(event.kind, event.lane, event.type.value, cause)
         if state is State.DEAD:
-            tallies["tape.jobs.dead"].add(kind, told, failure.get("code", ""))
+            tallies["tape.jobs.dead"].add(event.kind, cause, failure.code if failure else "")
         elif state is State.RETRYING:
-            tallies["tape.jobs.retried"].add(kind, lane, told)
+            tallies["tape.jobs.retried"].add(event.kind, event.lane, cause)
         elif state is State.POSTPONED:
-            reason = failure.get("place", {}).get("dependency") or failure.get("code", "scheduled")
-            tallies["tape.jobs.postponed"].add(kind, lane, str(reason))
-
-
-class _Tap:
-    """A publisher, with an ear on one topic."""
-
-    def __init__(self, publisher: Publisher, topic: str, sent: Callable[[bytes, Future[Sent]], None]) -> None:
-        self._publisher, self._topic, self._sent = publisher, topic, sent
-
-    def publish(
-        self,
-        topic: str,
-        *,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Headers = (),
-        partition: int | None = None,
-        timestamp_ms: int | None = None,
-    ) -> Future[Sent]:
-        future = self._publisher.publish(
-            topic, key=key, value=value, headers=headers, partition=partition, timestamp_ms=timestamp_ms
-        )
-        if topic == self._topic and value is not None:
-            future.add_done_callback(partial(self._sent, value))
-        return future
-
-    def flush(self, timeout: float | None = None) -> None:
-        self._publisher.flush(timeout)
-
-    def close(self, timeout: float | None = None) -> None:
-        self._publisher.close(timeout)
+            reason = (failure.place.get("dependency") or failure.code) if failure else "scheduled"
+            tallies["tape.jobs.postponed"].add(event.kind, event.lane, str(reason))
 
 
 def _observe(read: Read, _: CallbackOptions) -> Iterable[Observation]:

@@ -60,10 +60,11 @@ class Settler:
         done: Done,
         again: Again,
         gate: Gate,
+        told: Callable[[Event], None] = lambda _: None,
     ) -> None:
         self._publisher, self._store, self._names = publisher, store, names
         self.worker = worker
-        self._now, self._done, self._again, self._gate = now, done, again, gate
+        self._now, self._done, self._again, self._gate, self._told = now, done, again, gate, told
         self._source = f"/tickertape/worker/{worker}"
 
     def announce(self, attempt: Attempt, kind: EventType, **fields: Any) -> Future[Sent]:
@@ -330,7 +331,11 @@ class Settler:
         return lambda: self._send(topic, None, record.key, record.value, headers)
 
     def _tell(self, record: Record, event: Event, ack: AckType) -> None:
-        self._confirm(record, lambda: self._publish(event), lambda: self._done(record, ack))
+        def then() -> None:
+            self._told(event)
+            self._done(record, ack)
+
+        self._confirm(record, lambda: self._publish(event), then)
 
     def _confirm(self, record: Record, send: Callable[[], Future[Sent]], then: Callable[[], None]) -> None:
         def after(sent: Future[Sent]) -> None:

@@ -32,7 +32,6 @@ from wire.share import Listener, ShareConfig, ShareConsumer, ShareError
 from workers.admit import Signals
 from workers.again import Again
 from workers.aside import Aside
-from workers.attempt import Record
 from workers.breaker import Breakers
 from workers.claim import Claims
 from workers.control import Controls, follow_control
@@ -108,9 +107,7 @@ class Worker:
         self.health = self._endpoint()
         if consume is None:
             check(settings, self._names, tuple(self.kinds))
-        self._publisher = self._meter.tap(
-            publisher or KafkaPublisher(settings, linger_ms=LINGER_MS, name=f"worker-{self.id}")
-        )
+        self._publisher = publisher or KafkaPublisher(settings, linger_ms=LINGER_MS, name=f"worker-{self.id}")
         self._breakers = Breakers(self.id, now, self._say)
         self._gate = Gate(self._breakers, self.kinds)
         self._control = control or Controls(
@@ -145,6 +142,7 @@ class Worker:
             done=lambda record, ack: self.loop.done(record, ack),
             again=self._again,
             gate=self._gate,
+            told=self._meter.told,
         )
         executor = Executor(
             kinds=self.kinds,
@@ -161,7 +159,7 @@ class Worker:
             if light not in self._pools:
                 make = partial(self._runner, light)
                 name = "thread" if light else "slot"
-                work = partial(self._timed, self._meter.slots(executor.execute))
+                work = self._meter.slots(executor.execute, lambda record, seconds: self.loop.spent(record, seconds))
                 self._pools[light] = Pool(self.options.slots, make, work, name=name, light=light)
         queues = Queues(
             names=self._names,
@@ -178,12 +176,6 @@ class Worker:
             sources, forget=self._again.forget, aside=self._aside, gate=self._gate.room, limit=self.options.limit,
             idle_s=self.options.idle_s,
         )  # fmt: skip
-
-    def _timed(self, work: Callable[[Record, Runner], None], record: Record, runner: Runner) -> None:
-        """Run a job, and tell for how long it had the slot."""
-        began = time.monotonic()
-        work(record, runner)
-        self.loop.spent(record, time.monotonic() - began)
 
     def _pool_of(self, kind: str) -> Pool:
         return self._pools[self.kinds[kind].isolation == "thread"]

@@ -51,7 +51,7 @@ class Measured:
         self.meter = Meter(self.metrics.meter, NAMES, {one.name: one for one in kinds})
         clock = Clock()
         log = MemoryLog(clock=lambda: clock.seconds)
-        self.bench = Bench(*kinds, log=log, clock=clock, publisher=self.meter.tap(publisher(log)))
+        self.bench = Bench(*kinds, log=log, clock=clock, publisher=publisher(log), told=self.meter.told)
 
     def run(self, *records: Any) -> Page:
         work = self.meter.slots(self.bench.executor.execute)

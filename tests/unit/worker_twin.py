@@ -118,6 +118,7 @@ class Bench:
         publisher: Publisher | None = None,
         worker: str = "w1",
         clock: Clock | None = None,
+        told: Callable[[Event], None] = lambda _: None,
     ) -> None:
         self.clock = clock or Clock()
         self.log = log or MemoryLog(clock=lambda: self.clock.seconds)
@@ -147,6 +148,7 @@ class Bench:
             done=lambda record, ack: self.acks.append((record, ack)),
             again=self.again,
             gate=self.gate,
+            told=told,
         )
         self.claims = Claims(
             worker=worker, store=lambda: self.store, now=self.clock.now, clock=self.clock, wait=self.sleep
