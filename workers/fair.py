@@ -8,14 +8,17 @@ so that nobody saves up a claim to the whole machine.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from schemas.topics import LOCKS
 
-LEAST_S = 0.01
+LEAST_S = 0.001
 """What a job is charged at least: one that is postponed at once must not keep its tenant first for ever."""
 EWMA = 0.2
+QUANTUM_S = 0.25
+"""Virtual time by which a tenant must be behind before anything is done for it; tiny jobs are taken as they come."""
 RUNS = 100_000
 """Runs of one partition that are remembered; who waits behind them is seen when they are gone."""
 
@@ -156,20 +159,34 @@ class Shares:
         self._virtual = max(self._virtual, min(self._accounts[name].used for name in names))
         return best
 
-    def started(self, tenant: str, job: object, now: float) -> None:
-        """A job of a tenant holds a slot from now on."""
-        self._account(tenant).running[job] = now
-        self._tenants[job] = tenant
+    def behind(self, tenant: str, others: Iterable[str], now: float) -> float:
+        """Return by how much a tenant is behind the one of the others that had most, in virtual seconds."""
+        return max(map(partial(self._time, now=now), others), default=0.0) - self._time(tenant, now)
 
-    def ended(self, job: object, seconds: float) -> None:
-        """A job is over and used its slot for so many seconds; one that was not known to run is no matter."""
+    @property
+    def batch(self) -> int:
+        """How many jobs, as long as they were lately, are too short to matter beside each other."""
+        return int(QUANTUM_S / self._typical)
+
+    def started(self, tenant: str, job: object, now: float) -> None:
+        """A job of a tenant holds a slot from now on, unless that is known."""
+        if job not in self._tenants:
+            self._account(tenant).running[job] = now
+            self._tenants[job] = tenant
+
+    def only(self, jobs: Container[object]) -> None:
+        """Nothing but these runs: whatever else was thought to is forgotten, lest it be charged for ever."""
+        for job in [job for job in self._tenants if job not in jobs]:
+            del self._accounts[self._tenants.pop(job)].running[job]
+
+    def ended(self, job: object, seconds: float, now: float) -> None:
+        """A job is over and used its slot for so many seconds; what it used before it was known to run is no matter."""
         tenant = self._tenants.pop(job, None)
         if tenant is not None:
             account = self._account(tenant)
-            del account.running[job]
-            seconds = max(LEAST_S, seconds)
-            account.used += seconds / self._weight(tenant)
-            self._typical += EWMA * (seconds - self._typical)
+            charged = max(LEAST_S, min(seconds, now - account.running.pop(job)))
+            account.used += charged / self._weight(tenant)
+            self._typical += EWMA * (max(LEAST_S, seconds) - self._typical)
 
     def used(self, tenant: str) -> float:
         """Return a tenant's virtual time without what is running."""
@@ -182,7 +199,10 @@ class Shares:
         return found
 
     def _time(self, tenant: str, now: float) -> float:
-        """A running job counts as long as jobs take, or longer when it has: several that start at once are spread."""
-        account = self._accounts[tenant]
+        """Return a tenant's virtual time.
+
+        A running job counts as long as jobs take, or longer when it has: several that start at once are spread.
+        """
+        account = self._account(tenant)
         running = sum(max(self._typical, now - since) for since in account.running.values())
         return account.used + running / self._weight(tenant)

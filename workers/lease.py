@@ -74,8 +74,11 @@ class Lease:
     record: ShareRecord
     source: Source
     renew_at: float
+    since: float = 0.0
     aside: bool = False
     """Whether it is only held until it was written anew."""
+    charged: bool = False
+    """Whether its slot was counted already: it is held until its end is durable."""
 
 
 class LeaseLoop:
@@ -127,6 +130,10 @@ class LeaseLoop:
     def leases(self) -> list[tuple[Record, str]]:
         """What runs or waits for a slot now, each with its kind; callable from any thread."""
         return [(lease.record, lease.source.kind) for lease in list(self._held.values()) if not lease.aside]
+
+    def running(self) -> list[tuple[Record, float]]:
+        """What has a slot, or waits for one, and was not charged yet, and since when; the loop's own thread only."""
+        return [(found.record, found.since) for found in self._held.values() if not (found.aside or found.charged)]
 
     def shared(self) -> set[str]:
         """Return the kinds in whose queues several tenants wait; callable from any thread."""
@@ -226,6 +233,9 @@ class LeaseLoop:
         for _ in range(len(spent)):
             record, seconds = spent.popleft()
             self._queues[record.topic].spent(record, seconds)
+            lease = self._held.get((record.topic, record.partition, record.offset))
+            if lease is not None and lease.record is record:
+                lease.charged = True
         while self._kept:
             record = self._kept.popleft()
             lease = self._held.get((record.topic, record.partition, record.offset))
@@ -349,7 +359,8 @@ class LeaseLoop:
         if not records:
             return
         self._part()  # what was lost may be among these again, under a new lease
-        renew_at = self._clock() + self._renewal
+        since = self._clock()
+        renew_at = since + self._renewal
         if not self._draining:
             self._queues.setdefault(records[0].topic, source.tenants)
             records, moved = source.tenants.sort(records, source.pool.size - self._load[id(source.pool)])
@@ -361,7 +372,7 @@ class LeaseLoop:
         keep = 0 if self._draining else len(records) if self._left is None else min(self._left, len(records))
         give = source.pool.give
         for record in records[:keep]:
-            self._held[record.topic, record.partition, record.offset] = Lease(record, source, renew_at)
+            self._held[record.topic, record.partition, record.offset] = Lease(record, source, renew_at, since)
             give(record)
         for record in records[keep:]:
             self._say(Lease(record, source, renew_at), AckType.RELEASE)

@@ -33,6 +33,8 @@ ACK_LINGER_S = 0.02
 Ready = Callable[[], None]
 Consume = Callable[[str, str, bool, Ready, Listener], Consumer]
 """Opens a consumer: topic, group, whether its jobs are light, whom to call when something came, who hears of losses."""
+Running = Callable[[], Sequence[tuple[Written, float]]]
+"""The records that have a slot or wait for one, each with the moment since which it is held."""
 Open = Callable[[str, str, bool, Callable[[int], None]], Consumer]
 """The same within a worker, which is called anyway: topic, group, whether the jobs are light, who counts fetches."""
 
@@ -74,7 +76,7 @@ class Queues:
         consume: Open,
         pool: Callable[[str], Pool],
         weight: Callable[[str], float],
-        running: Callable[[], Sequence[Written]],
+        running: Running,
         look: Callable[[str, str], Feed] | None,
     ) -> None:
         self._names, self._kinds, self._consume, self._pool = names, kinds, consume, pool
@@ -86,15 +88,15 @@ class Queues:
         shares = Shares(self._weight)
         topics = {self._names.jobs(kind, lane) for kind in self._kinds}
 
-        def running() -> list[Written]:
-            return [record for record in self._running() if record.topic in topics]
+        def running() -> Sequence[tuple[Written, float]]:
+            return [(record, since) for record, since in self._running() if record.topic in topics]
 
         sources = [self._source(kind, lane, shares, running) for kind in self._kinds.values()]
         for source in sources:
             source.tenants.peers = [other.tenants for other in sources]
         return sources
 
-    def _source(self, kind: Kind, lane: str, shares: Shares, running: Callable[[], Sequence[Written]]) -> Source:
+    def _source(self, kind: Kind, lane: str, shares: Shares, running: Running) -> Source:
         topic, group = self._names.jobs(kind.name, lane), self._names.group(kind.name)
         # Kafka's count is all that is known of a light job's deaths, and a new record would forget it.
         tenants = Tenants(shares, movable=lambda record: kind.recorded or record.delivery_count == 1, running=running)

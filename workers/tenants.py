@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from schemas.codec import tenant_of
 from wire.share import Record
 from workers.attempt import Written
-from workers.fair import Backlog, Nearest, Shares
+from workers.fair import QUANTUM_S, Backlog, Nearest, Shares
 
 CROWDED_S = 0.5
 """How long there must be no room, before somebody looks who waits."""
@@ -35,6 +35,10 @@ VAIN = 3
 """Fetches that bring nothing from a chosen partition, before nothing waits there."""
 AGAIN_S = 10.0
 """How soon the scout may begin anew after something was looked for in vain: what was seen may be wrong."""
+ALONE_S = 1.0
+"""How much of the time is counted for which a job ran before another tenant came."""
+CHECK_S = 5.0
+"""How often what is thought to run is compared with what does."""
 UNREAD = 50_000
 """Runs that the scout may be ahead of the loop."""
 
@@ -71,7 +75,7 @@ class Tenants:
     """The tenants of one queue; the lease loop's, but for `wanted`, `begin` and `see`, which the scout uses.
 
     `peers` are all the queues of the lane that share `shares`, this one among them. `movable` says whether a record may
-    be written anew, `running` what holds slots when the tenants begin to count.
+    be written anew, `running` what holds slots when the tenants begin to count, and since when.
     """
 
     def __init__(
@@ -79,7 +83,7 @@ class Tenants:
         shares: Shares,
         *,
         movable: Callable[[Record], bool] = lambda _: True,
-        running: Callable[[], Iterable[Written]] = tuple,
+        running: Callable[[], Iterable[tuple[Written, float]]] = tuple,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -91,7 +95,7 @@ class Tenants:
         self._goal: _Goal | None = None
         self._probed: dict[int, float] = {}
         self._full_since: float | None = None
-        self._crowded_at = self._rested_at = float("-inf")
+        self._crowded_at = self._rested_at = self._checked_at = float("-inf")
         self._counting = self._doubted = False
         self._empty = 0
 
@@ -142,7 +146,7 @@ class Tenants:
     def crowd(self, full: bool) -> None:
         """Say whether there is room now: when there was none for a while, the scout is called."""
         now = self._clock()
-        self._full_since = None if not full else self._full_since or now
+        self._full_since = None if not full else now if self._full_since is None else self._full_since
         if self._full_since is not None and now - self._full_since >= CROWDED_S:
             self._crowded_at = now
         if now - self._crowded_at < CALM_S:
@@ -174,7 +178,7 @@ class Tenants:
         if nearest.depth > 0:
             return None
         self._goal = _Goal(tenant, nearest, dig=False)
-        return Plan(min(room, nearest.count), frozenset({nearest.partition}))
+        return Plan(min(room, max(nearest.count, self.shares.batch)), frozenset({nearest.partition}))
 
     def _next(self) -> tuple[str, Nearest] | None:
         """Return the tenant whose job comes next and where it lies; None when there is no choice."""
@@ -183,12 +187,14 @@ class Tenants:
             return None
         self._learn()
         self._count()
-        waiting, now = self.waiting, self._clock()
+        waiting, now, shares = self.waiting, self._clock(), self.shares
         if len(waiting) < 2 or now - self._rested_at < REST_S:
             return None
-        tenant = self.shares.choose(waiting, now, self._everybody())
-        nearest = self._backlog.nearest(tenant) if tenant is not None else None
-        return (tenant, nearest) if tenant is not None and nearest is not None else None
+        tenant = shares.choose(waiting, now, self._everybody())
+        if tenant is None or shares.behind(tenant, waiting, now) <= QUANTUM_S:
+            return None
+        nearest = self._backlog.nearest(tenant)
+        return None if nearest is None else (tenant, nearest)
 
     def fetched(self, count: int) -> None:
         """A fetch brought so many records; callable from any thread."""
@@ -221,15 +227,16 @@ class Tenants:
 
     def spent(self, record: Written, seconds: float) -> None:
         """A job used its slot for so many seconds."""
-        self.shares.ended(_place(record), seconds)
+        self.shares.ended(_place(record), seconds, self._clock())
 
     def _sorted(self, records: Sequence[Record], room: int) -> tuple[list[Record], list[Moved]]:
         now, goal = self._clock(), self._goal
         run: list[Record] = []
         aside: list[Moved] = []
+        there = goal is not None and any(tenant_of(record.value) == goal.tenant for record in records)
         for record in records:
             tenant = tenant_of(record.value)
-            if goal is not None and self._before(record, tenant, goal, room - len(run)):
+            if goal is not None and self._before(record, tenant, goal, there or len(run) >= room):
                 aside.append(Moved(record, self._backlog.home(tenant, record.partition)))
             else:
                 run.append(record)
@@ -238,11 +245,14 @@ class Tenants:
 
     def _count(self) -> None:
         """Charge the tenants of the lane only while there are several."""
-        counting = len(self._everybody()) > 1
-        if counting and not self._counting:
-            now = self._clock()
-            for record in self._running():
-                self.shares.started(tenant_of(record.value), _place(record), now)
+        counting, now = len(self._everybody()) > 1, self._clock()
+        if counting and (not self._counting or now - self._checked_at >= CHECK_S):
+            running = {_place(record): (record, since) for record, since in self._running()}
+            self.shares.only(running)
+            for place, (record, since) in running.items():
+                # Who was alone did nobody wrong, but is not the next again.
+                self.shares.started(tenant_of(record.value), place, max(since, now - ALONE_S))
+            self._checked_at = now
         self._counting = counting
 
     def _everybody(self) -> set[str]:
@@ -270,12 +280,12 @@ class Tenants:
                 self._crowded_at = self._clock()
             return  # the first one tells
 
-    def _before(self, record: Record, tenant: str, goal: _Goal, room: int) -> bool:
-        """Whether a record is in the way of the one that is wanted."""
+    def _before(self, record: Record, tenant: str, goal: _Goal, enough: bool) -> bool:
+        """Whether a record is in the way of those that are wanted, or came along while there are `enough` of them."""
         near = goal.nearest
         if record.partition != near.partition or tenant == goal.tenant or not self._movable(record):
             return False
-        return room <= 0 or (goal.dig and record.offset < near.offset)
+        return enough or (goal.dig and record.offset < near.offset)
 
 
 def _place(record: Written) -> tuple[str, int, int]:

@@ -167,7 +167,7 @@ class Worker:
             consume=partial(self._open, consume or self._consume),
             pool=self._pool_of,
             weight=self._weight,
-            running=lambda: [record for record, _ in self.loop.leases()],
+            running=lambda: self.loop.running(),
             look=None if consume else self._ahead,
         )
         sources = [source for lane in self.options.lanes for source in queues.lane(lane)]

@@ -28,7 +28,7 @@ def served(shares: Shares, jobs: dict[str, list[float]], slots: int = 1) -> list
         ended = min(running)
         running.remove(ended)
         now = max(now, ended[0])
-        shares.ended(ended[1], ended[2])
+        shares.ended(ended[1], ended[2], now)
     return told
 
 
@@ -78,14 +78,14 @@ def test_who_was_away_goes_next_but_saved_nothing_up() -> None:
     for number in range(1000):
         assert shares.choose(["a"], float(number)) == "a"
         shares.started("a", number, float(number))
-        shares.ended(number, 1.0)
+        shares.ended(number, 1.0, float(number) + 1.0)
     order = []
     for number in range(2000, 2020):
         name = shares.choose(["a", "b"], float(number))
         assert name is not None
         order.append(name)
         shares.started(name, number, float(number))
-        shares.ended(number, 1.0)
+        shares.ended(number, 1.0, float(number) + 1.0)
     assert "b" in order[:2]
     assert Counter(order) == {"a": 10, "b": 10}
 
@@ -106,7 +106,7 @@ def test_a_job_that_is_put_off_at_once_is_charged_all_the_same() -> None:
     for number in range(10):
         shares.choose(["a", "b"], 0.0)
         shares.started("a", number, 0.0)
-        shares.ended(number, 0.0)
+        shares.ended(number, 0.0, 0.0)
     assert shares.used("a") == pytest.approx(10 * LEAST_S)
     assert shares.choose(["a", "b"], 0.0) == "b"
 
@@ -114,7 +114,7 @@ def test_a_job_that_is_put_off_at_once_is_charged_all_the_same() -> None:
 def test_nobody_and_the_unknown() -> None:
     shares = Shares()
     assert shares.choose([], 0.0) is None
-    shares.ended("never started", 5.0)
+    shares.ended("never started", 5.0, 5.0)
     assert shares.used("a") == 0.0
 
 
@@ -125,7 +125,7 @@ def test_the_account_of_who_left_is_closed() -> None:
         name = shares.choose(waiting, float(number))
         assert name in waiting
         shares.started(name, number, float(number))
-        shares.ended(number, 1.0)
+        shares.ended(number, 1.0, float(number) + 1.0)
         most = max(most, len(shares._accounts))
     assert most < 10
 

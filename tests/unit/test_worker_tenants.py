@@ -49,7 +49,7 @@ class Worker:
 
         self.consumer = Slow([TOPIC], NAMES.group("say"), log, clock=clock, config=config, listener=Heard())
         self.tenants = Tenants(
-            Shares(), movable=movable, running=lambda: [found for found, _ in self.loop.leases()], clock=clock,
+            Shares(), movable=movable, running=lambda: self.loop.running(), clock=clock,
             wall=lambda: 0.0,
         )  # fmt: skip
         self.aside = Aside(
@@ -376,8 +376,8 @@ def test_a_record_that_waited_long_came_out_of_a_crowd() -> None:
 
 
 def test_the_tenants_of_a_lane_share_one_account() -> None:
-    shares = Shares()
-    one, two = Tenants(shares, clock=lambda: 1.0), Tenants(shares, clock=lambda: 1.0)
+    shares, clock = Shares(), Clock()
+    one, two = Tenants(shares, clock=clock), Tenants(shares, clock=clock)
     one.peers = two.peers = [one, two]
     for tenants, names in ((one, ["a", "b"]), (two, ["a"])):
         tenants.wanted.set()
@@ -387,10 +387,68 @@ def test_the_tenants_of_a_lane_share_one_account() -> None:
     # In the second queue nobody but `a` waits, and what it uses there counts in the first one.
     used = record("x", tenant="a", offset=0)
     assert two.sort([used], 3) == ([used], [])
+    clock.advance(60.0)
     two.spent(used, 60.0)
     assert shares.used("a") == 60.0
     plan = one.dig()
     assert plan is not None, "b lies behind a, and is next"
+
+
+def test_an_end_that_is_not_durable_yet_is_charged_once(log: MemoryLog, clock: Clock) -> None:
+    """The job has left its slot, its event is not confirmed, and only then does another tenant come."""
+    send(log, "flood", "flood-0", 0)
+    worker = Worker(log, clock)
+    first = crowded(worker)
+    worker.loop.spent(first, 1.0)
+    worker.pool.running.remove(first)
+    for number in range(1, 3):
+        send(log, "flood", f"flood-{number}", 0)
+        send(log, "desk", f"desk-{number}", 1)
+    worker.turn()
+    assert worker.tenants.shared
+    clock.advance(LOCK_S / 2)
+    worker.loop.done(first, AckType.ACCEPT)
+    order = []
+    for _ in range(40):
+        for found in worker.turn():
+            order.append(job(found).split("-")[0])
+            clock.advance(1.0)
+            worker.end(found)
+    assert sorted(order) == ["desk", "desk", "flood", "flood"]
+    assert order[:2] in (["desk", "flood"], ["flood", "desk"]), "nobody is charged for what a lease was held"
+
+
+def test_what_no_longer_runs_is_not_charged_for_ever() -> None:
+    clock, running = Clock(), [(record("gone", tenant="a", offset=1), 0.0)]
+    shares = Shares()
+    tenants = Tenants(shares, running=lambda: running, clock=clock)
+    tenants.wanted.set()
+    tenants.see([record("x", tenant="a", offset=5), record("y", tenant="b", offset=6)])
+    tenants.plan(1)
+    assert shares.behind("b", ["a"], clock()) == pytest.approx(1.0), "who was alone did nobody wrong"
+    running.clear()  # its lease was lost, and its slot never told
+    clock.advance(1000.0)
+    tenants.plan(1)
+    assert shares.behind("b", ["a"], clock()) == 0.0
+
+
+def test_tiny_jobs_are_taken_as_they_come_while_nobody_falls_behind(log: MemoryLog, clock: Clock) -> None:
+    for number in range(2000):
+        send(log, "ab"[number % 2], f"j-{number}", number % 4)
+    worker = Worker(log, clock, slots=8, light=True)
+    worker.turn()
+    worker.turn(CROWDED_S)
+    worker.turn()
+    shared = 0
+    for _ in range(600):
+        for found in list(worker.pool.running):
+            worker.end(found)
+        worker.turn(0.001)
+        shared += worker.tenants.shared
+    assert len({job(found) for found in worker.ran}) > 1000
+    assert shared > 50
+    moved = sum(log.end(TOPIC, part) for part in range(4)) - 2000
+    assert moved < 100, f"{moved} were put aside"
 
 
 @pytest.mark.parametrize(
