@@ -72,7 +72,13 @@ def test_the_line_is_told_by_turns(fleet: Fleet, client: Client) -> None:
         )
         assert shared
         # Who cannot count all that waits in two seconds, on a busy machine, tells the place in the queue instead.
-        assert wait_until(lambda: [why(lookout, job).ahead for job in desk] == [1, 3, 5], deadline_s=60)
+        told = []
+
+        def ahead() -> list[int | None]:
+            told.append([why(lookout, job).ahead for job in desk])
+            return told[-1]
+
+        assert wait_until(lambda: ahead() == [1, 3, 5], deadline_s=60), told
         assert why(lookout, desk[0]).facts["waiting of other tenants"]["flood"] >= MANY
         last = why(lookout, flood[-1]).ahead
         assert last is not None

@@ -406,7 +406,7 @@ def test_an_end_that_is_not_durable_yet_is_charged_once(log: MemoryLog, clock: C
         send(log, "desk", f"desk-{number}", 1)
     worker.turn()
     assert worker.tenants.shared
-    clock.advance(LOCK_S / 2)
+    clock.advance(CALM_S / 2)
     worker.loop.done(first, AckType.ACCEPT)
     order = []
     for _ in range(40):
@@ -436,9 +436,7 @@ def test_tiny_jobs_are_taken_as_they_come_while_nobody_falls_behind(log: MemoryL
     for number in range(2000):
         send(log, "ab"[number % 2], f"j-{number}", number % 4)
     worker = Worker(log, clock, slots=8, light=True)
-    worker.turn()
-    worker.turn(CROWDED_S)
-    worker.turn()
+    crowded(worker)
     shared = 0
     for _ in range(600):
         for found in list(worker.pool.running):
