@@ -51,6 +51,7 @@ class Child:
         self._guards = Guards()
         self._store = Guarded(self._guards.of("store"), lambda: open_store(settings), told=self._tell)
         self._well: set[str] = set()
+        self._current: dict[str, Any] = {"job": "", "run": 0}
         self._kinds: dict[str, Kind] = {}
         for name in kinds:
             with suppress(TapeError):  # its job will meet the error, and tell
@@ -61,6 +62,7 @@ class Child:
         threading.Thread(target=self._receive, name="receive", daemon=True).start()
         self._send({"type": "ready"})
         while (message := self._jobs.get()) is not None:
+            self._current = {"job": message["job"], "run": message["run"]}
             verdict = self._run(message)
             self._send({"type": "verdict", "verdict": verdict.model_dump(mode="json")})
 
@@ -76,7 +78,9 @@ class Child:
         except (EOFError, OSError):
             self._jobs.put(None)
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any], run: dict[str, Any] | None = None) -> None:
+        """Say something of a run: its own, whatever runs by now."""
+        message |= run or self._current
         with self._sending:
             self._connection.send_bytes(json.dumps(message).encode())
 
@@ -90,6 +94,7 @@ class Child:
 
     def _run(self, message: dict[str, Any]) -> Verdict:
         self._well.clear()
+        current = self._current
         tracer = trace.get_tracer("tickertape.slot")
         try:
             kind = self._kinds.get(message["kind"]) or load([message["kind"]])[message["kind"]]
@@ -100,10 +105,10 @@ class Child:
         with tracer.start_as_current_span(
             f"handle {kind.name}",
             context=telemetry.extract(message["carrier"]),
-            attributes={"tape.job": message["id"], "tape.attempt": message["attempt"]},
+            attributes={"tape.job": message["job"], "tape.attempt": message["attempt"]},
         ):
             context = Context(
-                job=message["id"],
+                job=message["job"],
                 kind=kind.name,
                 attempt=message["attempt"],
                 worker=message["worker"],
@@ -111,7 +116,7 @@ class Child:
                 cache=self._settings.cache,
                 scratch=Path(message["scratch"]),
                 open_store=lambda: self._store,
-                report=lambda data: self._send({"type": "progress", "progress": data}),
+                report=lambda data: self._send({"type": "progress", "progress": data}, current),
                 stopped=self._cancelled.is_set,
                 deadline=time.monotonic() + message["timeout_s"] if message["timeout_s"] else None,
                 labels=message["labels"],

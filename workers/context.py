@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, SupportsFloat, TypeVar
 
 from schemas.artifact import Artifact
 from schemas.errors import JobError
@@ -30,6 +30,17 @@ from workers.guard import Guards, Told, nobody
 T = TypeVar("T")
 CHECKPOINT = "checkpoint"
 """What the progress of a kept checkpoint is called."""
+
+
+def measured(checkpoint: object) -> float | None:
+    """Return how far a checkpoint is, None if that is no finite number from 0 on."""
+    if not isinstance(checkpoint, SupportsFloat):
+        return None
+    try:
+        found = float(checkpoint)
+    except (OverflowError, ValueError, TypeError):
+        return None
+    return found if 0 <= found < math.inf else None
 
 
 class CancelledByRequest(Exception):  # noqa: N818 - not an error: the way out of a handler that was asked to stop
@@ -73,9 +84,9 @@ class Context:
         An attempt that comes further than all before it is not spent, however it ends: a job that nears its end
         with every attempt does end. Call it once the checkpoint is durable, never before.
         """
-        if not 0 <= checkpoint < math.inf:
-            raise ValueError(f"a checkpoint is a number from 0 on, not {checkpoint!r}")
-        self.report({**data, CHECKPOINT: checkpoint})
+        if (found := measured(checkpoint)) is None:
+            raise ValueError("a checkpoint is a finite number from 0 on, no larger than a float can be")
+        self.report({**data, CHECKPOINT: found})
 
     @property
     def cancelled(self) -> bool:

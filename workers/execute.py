@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,7 +23,7 @@ from workers.admit import Admission, Signals
 from workers.again import Again
 from workers.attempt import Attempt, Record, read
 from workers.claim import SURE_S, Claims
-from workers.context import CHECKPOINT
+from workers.context import CHECKPOINT, measured
 from workers.gate import Gate
 from workers.kinds import Kind
 from workers.policy import Bury, Decision, Fail, decide
@@ -155,10 +154,13 @@ class Executor:
         return self._signals.cancelled(attempt.id) is not None or self._signals.stopping() or not ours
 
     def _progress(self, attempt: Attempt, data: dict[str, Any]) -> None:
-        checkpoint = data.get(CHECKPOINT)
-        if isinstance(checkpoint, int | float) and 0 < checkpoint < math.inf:
-            self._claims.reach(attempt.id, float(checkpoint))
-        self._settler.announce(attempt, EventType.PROGRESS, progress=data)
+        """Tell how far the attempt is; what cannot be told is dropped: no job fails, or lives on, for it."""
+        try:
+            if (checkpoint := measured(data.get(CHECKPOINT))) is not None:
+                self._claims.reach(attempt.id, checkpoint)
+            self._settler.announce(attempt, EventType.PROGRESS, progress=data)
+        except Exception as error:
+            _LOG.warning("progress dropped, it cannot be told", job=attempt.id, error=repr(error))
 
     def _settle(self, attempt: Attempt, verdict: Verdict) -> None:
         with self._step("settle", attempt):

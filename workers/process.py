@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import structlog
 from opentelemetry import trace
 from pydantic import TypeAdapter
 
@@ -30,6 +31,7 @@ from workers.attempt import Attempt
 from workers.failures import suspect
 from workers.runner import Heard, Scratch, hear, unheard
 
+_LOG = structlog.get_logger("tickertape.process")
 QUIET = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Idle OpenMP threads sleep: spinning ones make a training step many times slower beside any other load."""
 _VERDICT: TypeAdapter[Verdict] = TypeAdapter(Verdict)
@@ -64,6 +66,7 @@ class ChildRunner:
         self._connection: Connection | None = None
         self._log: deque[str] = deque(maxlen=40)
         self._reader: threading.Thread | None = None
+        self._runs = 0
 
     @property
     def pid(self) -> int | None:
@@ -76,8 +79,12 @@ class ChildRunner:
             self._ensure()
 
     def run(self, attempt: Attempt, report: Callable[[dict[str, Any]], None], stopped: Callable[[], bool]) -> Verdict:
-        """Run the attempt in the child; kill it at the timeout, or when it ignores a cancellation."""
+        """Run the attempt in the child; kill it at the timeout, or when it ignores a cancellation.
+
+        What `report` or `stopped` raise passes, and the child is gone then. What it says of other runs is dropped.
+        """
         started = time.monotonic()
+        self._runs += 1
         try:
             connection = self._ensure()
             assert self._process is not None
@@ -93,6 +100,9 @@ class ChildRunner:
                     self.kill()  # it does not heal; the next job must not meet it
             except (EOFError, OSError):
                 verdict = self._post_mortem(killed)
+            except BaseException:
+                self.kill()  # it would run on, beside the next job
+                raise
         if verdict.usage.seconds == 0:
             usage = verdict.usage.model_copy(update={"seconds": time.monotonic() - started})
             verdict = verdict.model_copy(update={"usage": usage})
@@ -101,7 +111,8 @@ class ChildRunner:
     def _message(self, attempt: Attempt, scratch: Path) -> dict[str, Any]:
         return {
             "type": "run",
-            "id": attempt.id,
+            "job": attempt.id,
+            "run": self._runs,
             "kind": attempt.kind.name,
             "params": attempt.params.model_dump(mode="json"),
             "attempt": attempt.number,
@@ -125,9 +136,12 @@ class ChildRunner:
         while True:
             if connection.poll(TICK_S):
                 message = json.loads(connection.recv_bytes())
-                if message["type"] == "verdict":
+                if (message["job"], message["run"]) != (attempt.id, self._runs):
+                    if message["job"]:  # of a thread that an earlier job left behind
+                        _LOG.warning("message of another job dropped", job=attempt.id, other=message["job"])
+                elif message["type"] == "verdict":
                     return _VERDICT.validate_python(message["verdict"])
-                if message["type"] == "progress":
+                elif message["type"] == "progress":
                     report(message["progress"])
                 elif message["type"] == "call":
                     hear(self._heard, attempt, message["dependency"], _FAILURE.validate_python(message["failure"]))

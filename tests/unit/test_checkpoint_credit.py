@@ -96,8 +96,8 @@ def test_the_claim_tells_at_once_how_far_the_job_is() -> None:
     assert len({claim.start.epoch for claim in seen}) == 1
 
 
-@pytest.mark.parametrize("checkpoint", [-1.0, math.inf, math.nan])
-def test_what_is_no_checkpoint(checkpoint: float) -> None:
+@pytest.mark.parametrize("checkpoint", [-1.0, math.inf, math.nan, 10**400, "1", None])
+def test_what_is_no_checkpoint(checkpoint: Any) -> None:
     bench = Bench(kind(lambda context, _: context.advanced(checkpoint)))
     bench.run(record())
     assert bench.outcome("job-1").failure is not None

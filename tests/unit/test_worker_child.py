@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,31 @@ class Critic(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Quiet."""
+
+
+def test_a_child_whose_report_fails_is_ended_and_the_next_job_has_its_own_verdict(runner: ChildRunner) -> None:
+    pids: list[int] = []
+
+    def report(progress: dict[str, Any]) -> None:
+        pids.append(progress["pid"])
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        runner.run(attempt(), report, lambda: False)
+    assert runner.pid is None
+    assert not running(pids[0])
+    assert failure(run(runner, attempt("raise"))).code == "TAPE-6009"
+
+
+def test_what_a_child_says_of_another_job_is_not_believed(settings: Settings) -> None:
+    runner, told = ChildRunner("w1", settings), list[dict[str, Any]]()
+    try:
+        for job in ("job-1", "job-2", "job-2"):
+            found = replace(attempt("haunt"), id=job)
+            assert isinstance(run(runner, found, told=told), Succeeded)
+    finally:
+        runner.close()
+    assert told == [{"of": "job-1"}, {"of": "job-2"}, {"of": "job-2"}]
 
 
 @pytest.mark.parametrize("which", range(3))

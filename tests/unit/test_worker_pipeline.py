@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 from worker_twin import NAMES, START, Bench, Entry, dead, kind, raising, raw, record, request
 
 from schemas.errors import (
@@ -310,6 +311,23 @@ def test_progress_is_told_and_small_labels_are_kept() -> None:
     told = [event for event in bench.events() if event.type is EventType.PROGRESS]
     assert [event.progress for event in told] == [{"step": 3, "loss": 0.5}]
     assert all(event.labels == {"team": "desk"} for event in bench.events())
+
+
+@pytest.mark.parametrize("data", [{"text": "\ud800"}, {"what": object()}, {"checkpoint": 10**400, "text": "\ud800"}])
+def test_progress_that_cannot_be_told_is_dropped_and_harms_no_job(data: dict[str, Any]) -> None:
+    def handler(context: Context, _: object) -> Succeeded:
+        context.progress(**data)
+        context.progress(step=2)
+        return Succeeded(result={"done": True})
+
+    bench = Bench(kind(handler))
+    with capture_logs() as logs:
+        bench.run(record())
+    assert bench.outcome("job-1").result == {"done": True}
+    assert [event.progress for event in bench.events() if event.progress] == [{"step": 2}]
+    (warning,) = [entry for entry in logs if entry["log_level"] == "warning"]
+    assert (warning["event"], warning["job"]) == ("progress dropped, it cannot be told", "job-1")
+    assert warning["error"].isascii()
 
 
 def test_a_timeout_is_obeyed_between_steps(monkeypatch: pytest.MonkeyPatch) -> None:
