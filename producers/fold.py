@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from schemas.event import FINAL, Event, EventType, State, follow
+from schemas.event import FINAL, STATE_OF, TRANSITIONS, Event, EventType, State, follow
 
 
 @dataclass(slots=True)
@@ -56,6 +56,22 @@ def fold(events: Iterable[Event]) -> dict[str, View]:
         elif not view.final or event.type == EventType.QUEUED:
             _next(view, event)
     return views
+
+
+def newest(events: Iterable[Event]) -> Event | None:
+    """Return the event that brought one job to where `fold` says it is; None where none did.
+
+    That is not the last one of the topic: the submitter's `queued` may land there behind a worker's `postponed`.
+    """
+    state: State | None = None
+    found: Event | None = None
+    for event in events:
+        if state in FINAL and event.type != EventType.QUEUED:
+            continue
+        before, state = state, follow(state, event)
+        if STATE_OF[event.type] is state and (before is None or state in TRANSITIONS[before]):
+            found = event
+    return found
 
 
 def _first(event: Event) -> View:

@@ -9,7 +9,7 @@ from typing import Any
 
 from producers.fleet.facts import Answer, Blocker, Facts
 from producers.fleet.view import Seen
-from producers.fold import View, fold
+from producers.fold import View, fold, newest
 from schemas.control import SILENT_S, BreakerState
 from schemas.errors import CODES
 from schemas.event import STATE_OF, Event, EventType, State
@@ -67,9 +67,9 @@ class Case:
 def diagnose(facts: Facts) -> Answer:
     """Return the one answer; never raises, and never more than one blocker."""
     view = fold(facts.events).get(facts.job)
-    moves = [event for event in facts.events if event.job == facts.job and STATE_OF[event.type] is not None]
+    last = newest(event for event in facts.events if event.job == facts.job)
     serving = tuple(seen for seen in facts.fleet.workers if facts.kind and seen.serves(facts.kind, facts.lane))
-    case = Case(facts, view, moves[-1] if moves else None, serving, ahead(facts))
+    case = Case(facts, view, last, serving, ahead(facts))
     for rule in RULES:
         if (found := rule(case)) is not None:
             return found

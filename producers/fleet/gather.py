@@ -13,10 +13,11 @@ from producers.fleet.facts import Answer, Blocker, Facts, Place, Rate, Standing,
 from producers.fleet.lookout import Lookout
 from producers.fleet.tenants import tallies
 from producers.fleet.view import Fleet, dated
+from producers.fold import newest
 from producers.handle import SKEW, born
 from schemas import codec, past
 from schemas.errors import InvalidError, NotFoundError, TapeError
-from schemas.event import STATE_OF, Event, EventType
+from schemas.event import Event, EventType
 from schemas.ids import checked
 from schemas.job import Job, Lane
 from schemas.quota import Tally
@@ -55,7 +56,7 @@ def gather(lookout: Lookout, job: str, since: datetime | None = None) -> Facts:
         events = _events(lookout, job, since or born(job))
         if not events:
             return _strange(lookout, job, fleet.result(), threads)
-        last = next((event for event in reversed(events) if STATE_OF[event.type] is not None), events[-1])
+        last = newest(events) or events[-1]
         kind, lane = last.kind, last.lane
         known = Facts(job=job, now=lookout.now(), kind=kind, lane=lane, events=events)
         if diagnose(known).blocker is Blocker.ENDED:

@@ -9,8 +9,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producers.fold import fold
-from schemas.event import FINAL, TRANSITIONS, Event, EventType, State
+from producers.fold import fold, newest
+from schemas.event import FINAL, STATE_OF, TRANSITIONS, Event, EventType, State
 from schemas.outcome import Failure
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -49,6 +49,26 @@ def test_why_it_failed_is_kept() -> None:
 def test_a_queued_event_that_comes_late_tells_when_it_was_submitted() -> None:
     view = fold([event(EventType.RUNNING, 1, attempt=1), event(EventType.QUEUED, 0)])["j"]
     assert (view.state, view.submitted) == (State.RUNNING, START)
+
+
+def test_the_newest_is_the_one_that_moved_it_and_no_late_one() -> None:
+    put_off, late = event(EventType.POSTPONED, 1), event(EventType.QUEUED, 0)
+    assert newest([put_off, late]) is put_off
+    assert newest([late, put_off, event(EventType.PROGRESS, 2)]) is put_off
+    again = event(EventType.POSTPONED, 3)
+    assert newest([late, put_off, again, late]) is again
+    died = event(EventType.DEAD, 4)
+    assert newest([died, late]) is died
+    back = late.model_copy(update={"redrive": 1})
+    assert newest([died, back]) is back
+    assert newest([event(EventType.PROGRESS, 2)]) is None
+
+
+@given(st.lists(st.sampled_from(EventType), max_size=12))
+def test_the_newest_stands_for_the_state(stream: list[EventType]) -> None:
+    events = [event(kind, second) for second, kind in enumerate(stream)]
+    found = newest(events)
+    assert found is None or STATE_OF[found.type] is fold(events)["j"].state
 
 
 def test_the_past_may_be_missing() -> None:

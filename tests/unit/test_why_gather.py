@@ -117,6 +117,18 @@ class TestGathering:
         desk.submit("j", expires_at=ago(1).isoformat())
         assert desk.why("j").blocker is Blocker.EXPIRED
 
+    def test_the_submitters_event_may_land_behind_a_workers(self, desk: Desk) -> None:
+        desk.present()
+        desk.submit("j", told=False)
+        desk.take(1)
+        until = desk.time + timedelta(seconds=300)
+        desk.tell("j", EventType.POSTPONED, until=until)
+        desk.tell("j", EventType.QUEUED)
+        desk.time += timedelta(seconds=30)
+        desk.present()
+        answer = desk.why("j")
+        assert (answer.blocker, answer.state, answer.expected_start) == (Blocker.DELAYED, State.POSTPONED, until)
+
     def test_an_unknown_job(self, desk: Desk) -> None:
         desk.submit("other")
         with pytest.raises(NotFoundError) as raised:
