@@ -19,11 +19,13 @@ DUE, TARGET = "tape-due", "tape-target"
 """On delay topics only: milliseconds of the epoch, and the job topic that follows."""
 LINE = "tape-line"
 """TOPIC/PARTITION/OFFSET of the record that this one is a copy of: it was put off, and no attempt ended."""
+FORMER = "tape-former"
+"""The place of the record that this one was written anew from, where that had been delivered before."""
 QUOTA = "tape-quota"
 """TIMES/TICKET: how often the tenant's quota put this record off, and its place in the line for the tenant's rate."""
 CHECKPOINT = "tape-checkpoint"
 """How far the job's newest checkpoint is, in the job's own measure: an attempt that comes further is not spent."""
-OWN = frozenset({ATTEMPT, PAST, REPLAY, HINT, DUE, TARGET, LINE, QUOTA, CHECKPOINT})
+OWN = frozenset({ATTEMPT, PAST, REPLAY, HINT, DUE, TARGET, LINE, FORMER, QUOTA, CHECKPOINT})
 KEPT = 10
 """Attempts whose story is kept: the first and the last ones."""
 TEXT = 400

@@ -15,7 +15,7 @@ from schemas.errors import ConflictError, FailureClass, JobError, UnavailableErr
 from schemas.event import EventType
 from schemas.outcome import Cancelled, Failed, Failure
 from schemas.past import ATTEMPT, Hint, Try
-from workers.attempt import Attempt
+from workers.attempt import Attempt, former_of
 from workers.claim import Busy, Claims, Copy, Over
 from workers.gate import Gate
 from workers.pace import Pace
@@ -186,7 +186,7 @@ class Admission:
         copy = Copy(
             place=str(Place(record.topic, record.partition, record.offset)), line=attempt.line, spent=past.spent,
             replays=past.replays, fresh=all(name != ATTEMPT for name, _ in record.headers),
-            redelivered=record.delivery_count > 1,
+            redelivered=record.delivery_count > 1, former=former_of(record),
         )  # fmt: skip
         claim = self._claims.take(attempt.id, copy)
         if isinstance(claim, Busy):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from functools import partial
 from queue import SimpleQueue
 
 import structlog
 
-from schemas.errors import TapeError
-from schemas.past import LINE
+from schemas.dead import Place
+from schemas.past import FORMER, LINE
 from wire.publish import Publisher, Sent
 from wire.share import AckType
 from workers.attempt import Record, line_of
@@ -56,19 +56,22 @@ class Aside:
         """Write one record anew, now."""
         record = moved.record
         headers = record.headers
-        if all(name != LINE for name, _ in headers):
+        if not any(name == LINE and raw for name, raw in headers):
             headers = (*headers, (LINE, line_of(record).encode()))
+        if record.delivery_count > 1:
+            headers = (*headers, (FORMER, str(Place(record.topic, record.partition, record.offset)).encode()))
         try:
             sent = self._publisher.publish(
                 record.topic, key=record.key, value=record.value, headers=headers, partition=moved.partition
             )
-        except TapeError as error:
+        except Exception as error:  # one record's trouble must not end the thread
             self._kept(record, error)
         else:
             sent.add_done_callback(partial(self._written, record))
 
     def _written(self, record: Record, sent: Future[Sent]) -> None:
-        if (error := sent.exception()) is not None:
+        error: BaseException | None = CancelledError() if sent.cancelled() else sent.exception()
+        if error is not None:
             self._kept(record, error)
         else:
             self._done(record, AckType.ACCEPT)

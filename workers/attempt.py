@@ -14,7 +14,7 @@ from schemas.dead import Place
 from schemas.errors import InvalidError
 from schemas.ids import checked, derived_id
 from schemas.job import Job
-from schemas.past import LINE, Hint, Past
+from schemas.past import FORMER, LINE, Hint, Past
 from schemas.past import read as read_past
 from workers.kinds import Kind
 from workers.policy import Policy, policy
@@ -111,6 +111,12 @@ def line_of(record: Written) -> str:
     """Return TOPIC/PARTITION/OFFSET of a record, or of the one that it is a copy of."""
     told = next((raw for name, raw in record.headers if name == LINE and raw), b"")
     return told.decode("utf-8", "replace")[:LONGEST] or str(Place(record.topic, record.partition, record.offset))
+
+
+def former_of(record: Written) -> str:
+    """Return the place of the redelivered record that this one was put aside from, if it was; else nothing."""
+    told = next((raw for name, raw in record.headers if name == FORMER and raw), b"")
+    return told.decode("utf-8", "replace")[:LONGEST]
 
 
 def identify(record: Written) -> str:

@@ -63,7 +63,8 @@ class Over:
 class Copy:
     """The record by which a job is asked for.
 
-    `fresh`: a client wrote it, not a worker. `redelivered`: the broker ended a former lease of it.
+    `fresh`: a client wrote it, not a worker. `redelivered`: the broker ended a former lease of it. `former` is the
+    place of the redelivered record that this one was written anew from: that lease is over, too.
     """
 
     place: str
@@ -72,6 +73,7 @@ class Copy:
     replays: int = 0
     fresh: bool = False
     redelivered: bool = False
+    former: str = ""
 
     def follows(self, start: Start) -> int:
         """Return 1 if it was written after that attempt ended, -1 if before it began, 0 if that attempt was at it."""
@@ -158,7 +160,7 @@ class Claims:
                 watched, since = beat, self._clock()
             elif watched != beat:
                 return Busy(claim.start.worker)
-            gone = copy.redelivered and claim.start.place == copy.place
+            gone = claim.start.place == (copy.place if copy.redelivered else copy.former)
             if self._clock() - since >= (GONE_S if gone else SILENT_S):
                 _LOG.warning("claim taken over", job=job, silent=claim.start.worker, epoch=claim.start.epoch)
                 last = claim.start.model_copy(update={"reached": claim.reached})

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import structlog
 
 from schemas.quota import Tally
-from workers.tally import Ask, Full
+from workers.tally import Ask, Full, Held
 
 _LOG = structlog.get_logger("tickertape.quota")
 SILENT_S = 30.0
@@ -59,7 +59,7 @@ class Desk:
         self.spare: tuple[int, ...] = ()
         """Tickets that were drawn and not given out."""
         self.written = 0
-        self.mine: dict[Place, str] = {}
+        self.mine: dict[Place, Held] = {}
         self._version = 0
         self._asks: list[Asked] = []
         self._line = -math.inf
@@ -82,10 +82,10 @@ class Desk:
             asks, self._asks = self._asks, []
         return asks
 
-    def holds(self) -> tuple[Collection[str], int]:
+    def holds(self) -> tuple[Collection[Held], int]:
         """Return the jobs that run here, and the number of that state."""
         with self._lock:
-            return tuple(dict.fromkeys(self.mine.values())), self._version
+            return tuple(self.mine.values()), self._version
 
     def leave(self, place: Place) -> bool:
         """Forget a job that was let in; False if it was not."""
@@ -103,7 +103,7 @@ class Desk:
     def wrote(self, let_in: Sequence[Asked], version: int, at: float) -> None:
         """The store knows the jobs of that state, and those that were let in."""
         with self._lock:
-            self.mine |= {one.place: one.ask.job for one in let_in}
+            self.mine |= {one.place: Held(one.ask.job, one.ask.line) for one in let_in}
             self.written, self.wrote_at = version, at
 
     def due(self, beat_s: float, watch_s: float) -> float:

@@ -7,9 +7,9 @@ so that nobody saves up a claim to the whole machine.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Container, Iterable, Set
+from dataclasses import dataclass, field
 from functools import partial
 
 from schemas.topics import LOCKS
@@ -35,6 +35,14 @@ class _Run:
     last: int
 
 
+@dataclass(slots=True)
+class _Line:
+    """The records of a tenant in a partition: its runs, of which there is at least one, and how long they are."""
+
+    runs: deque[_Run] = field(default_factory=deque)
+    size: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Nearest:
     """A tenant's records that are nearest to the head of their partition; `depth` others, or markers, come first."""
@@ -52,25 +60,30 @@ class Backlog:
     """
 
     def __init__(self) -> None:
-        self._parts: dict[int, dict[str, deque[_Run]]] = {}
+        self._parts: dict[int, dict[str, _Line]] = {}
         self._heads: dict[int, int] = {}
         self._ends: dict[int, int] = {}
-        self._counts: dict[int, int] = {}
+        self._counts: Counter[int] = Counter()
+        self._tenants: Counter[str] = Counter()
 
     def see(self, partition: int, first: int, last: int, tenant: str) -> bool:
         """Take in neighbouring records; those of a partition come in order. False when there is no room for them."""
         head = self._heads.setdefault(partition, first)
         if last < head:
             return True
-        tenants = self._parts.setdefault(partition, {})
-        runs = tenants.get(tenant)
-        if runs and runs[-1].last == self._ends.get(partition, -1):
-            runs[-1].last = last
-        elif self._counts.get(partition, 0) >= RUNS:
+        lines, first = self._parts.setdefault(partition, {}), max(first, head)
+        line = lines.get(tenant)
+        if line is not None and line.runs[-1].last == self._ends.get(partition, -1):
+            line.runs[-1].last = last
+        elif self._counts[partition] >= RUNS:
             return False
         else:
-            tenants.setdefault(tenant, deque()).append(_Run(max(first, head), last))
-            self._counts[partition] = self._counts.get(partition, 0) + 1
+            if line is None:
+                line = lines[tenant] = _Line()
+                self._tenants[tenant] += 1
+            line.runs.append(_Run(first, last))
+            self._counts[partition] += 1
+        line.size += last - first + 1
         self._ends[partition] = last
         return True
 
@@ -79,32 +92,36 @@ class Backlog:
         if offset < self._heads.get(partition, 0):
             return
         self._heads[partition] = offset + 1
-        for tenant, runs in list(self._parts.get(partition, {}).items()):
-            while runs and runs[0].last <= offset:
-                runs.popleft()
+        lines = self._parts.get(partition, {})
+        for tenant in [tenant for tenant, line in lines.items() if line.runs[0].first <= offset]:
+            line = lines[tenant]
+            while line.runs and line.runs[0].last <= offset:
+                gone = line.runs.popleft()
+                line.size -= gone.last - gone.first + 1
                 self._counts[partition] -= 1
-            if runs:
-                runs[0].first = max(runs[0].first, offset + 1)
-            else:
-                del self._parts[partition][tenant]
+            if not line.runs:
+                del lines[tenant]
+                self._tenants -= Counter((tenant,))
+            elif line.runs[0].first <= offset:
+                line.size -= offset + 1 - line.runs[0].first
+                line.runs[0].first = offset + 1
 
     def emptied(self, partition: int) -> None:
         """Nothing of what was seen of a partition waits any more."""
         self.passed(partition, self._ends.get(partition, -1))
 
-    def tenants(self) -> set[str]:
+    def tenants(self) -> Set[str]:
         """Return who waits."""
-        return {tenant for tenants in self._parts.values() for tenant in tenants}
+        return self._tenants.keys()
 
     def nearest(self, tenant: str) -> Nearest | None:
         """Return the record of a tenant that has the least before it."""
         best: Nearest | None = None
-        for partition, tenants in self._parts.items():
-            if runs := tenants.get(tenant):
-                offset = runs[0].first
-                found = Nearest(partition, offset, offset - self._heads[partition], runs[0].last - offset + 1)
-                if best is None or found.depth < best.depth:
-                    best = found
+        for partition, lines in self._parts.items():
+            if (line := lines.get(tenant)) is not None:
+                run, head = line.runs[0], self._heads[partition]
+                if best is None or run.first - head < best.depth:
+                    best = Nearest(partition, run.first, run.first - head, run.last - run.first + 1)
         return best
 
     def home(self, tenant: str, besides: int) -> int | None:
@@ -114,9 +131,9 @@ class Backlog:
         behind more than the broker locks of a partition could not be reached at all.
         """
         found = {
-            partition: sum(run.last - run.first + 1 for run in tenants[tenant])
-            for partition, tenants in self._parts.items()
-            if partition != besides and tenant in tenants
+            partition: lines[tenant].size
+            for partition, lines in self._parts.items()
+            if partition != besides and tenant in lines
         }
         room = {partition: count for partition, count in found.items() if count < FULL}
         if room:

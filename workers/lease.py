@@ -239,12 +239,16 @@ class LeaseLoop:
         while self._kept:
             record = self._kept.popleft()
             lease = self._held.get((record.topic, record.partition, record.offset))
-            if lease is not None and lease.record is record and lease.aside:
-                lease.aside = False
+            ours = lease is not None and lease.record is record
+            if not ours:
+                lease = self._adrift.pop(id(record), None)
+            if lease is not None and lease.aside:
                 self._asides -= 1
                 lease.source.tenants.rest()
-                self._load[id(lease.source.pool)] += 1
-                lease.source.pool.give(lease.record)
+                if ours:
+                    lease.aside = False
+                    self._load[id(lease.source.pool)] += 1
+                    lease.source.pool.give(lease.record)
 
     def _part(self) -> None:
         """Let go of what was lost. Its job keeps its slot until it ends, so the slot is not given away twice."""
@@ -298,7 +302,7 @@ class LeaseLoop:
                     self._take(source, source.consumer.poll(0, 0.0))
         if self._full:
             return
-        self._dig(turn, rooms)
+        self._dig(pool, turn, rooms)
         if shut := [source for source in turn.sources if rooms[source.kind] is not None]:
             self._pause = min(self._pause, ROTATE_S if len(shut) < len(turn.sources) else TICK_S)
         asking = [source for source in turn.order() if not source.consumer.promised and rooms[source.kind] != 0]
@@ -316,9 +320,9 @@ class LeaseLoop:
         if (any(asked) and not all(asked)) or any(source.tenants.asking for source in turn.sources):
             self._pause = min(self._pause, ROTATE_S)
 
-    def _dig(self, turn: Round[Source], rooms: dict[str, int | None]) -> None:
+    def _dig(self, pool: Pool, turn: Round[Source], rooms: dict[str, int | None]) -> None:
         """Have put aside what lies before the job that comes next, whether there is room for that job or not."""
-        for source in turn.sources:
+        for source in turn.sources if self._room(pool, turn.sources) >= 0 else ():
             if source.consumer.promised or rooms[source.kind] == 0 or self._asides > ASIDE_LIMIT:
                 continue
             if (plan := source.tenants.dig()) is not None:
@@ -337,7 +341,7 @@ class LeaseLoop:
                 share = min(share, limit - held - sum(o.consumer.promised for o in asking if o.kind == source.kind))
                 if share <= 0:
                     continue
-            if (plan := source.tenants.plan(share)) is None:
+            if (plan := source.tenants.plan(share, dig=self._asides <= ASIDE_LIMIT)) is None:
                 continue
             source.consumer.focus(plan.partitions)
             records = source.consumer.poll(plan.count, 0.0)

@@ -98,7 +98,7 @@ class Queues:
 
     def _source(self, kind: Kind, lane: str, shares: Shares, running: Running) -> Source:
         topic, group = self._names.jobs(kind.name, lane), self._names.group(kind.name)
-        # Kafka's count is all that is known of a light job's deaths, and a new record would forget it.
+        # Kafka's count is all that is known of a light job's deaths, and a new record forgets it.
         tenants = Tenants(shares, movable=lambda record: kind.recorded or record.delivery_count == 1, running=running)
         consumer = self._consume(topic, group, kind.isolation == "thread", tenants.fetched)
         if self._look is not None:

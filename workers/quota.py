@@ -114,7 +114,8 @@ class Quotas:
         if quota is None or not quota.limited:
             return None
         desk = self._desk(quota.tenant)
-        asked = Asked(Ask(attempt.id, attempt.past.ticket), _place(attempt))
+        again = attempt.record.delivery_count > 1
+        asked = Asked(Ask(attempt.id, attempt.line, attempt.past.ticket, again), _place(attempt))
         desk.line_up(asked)
         with desk.talk:  # whoever comes first asks for all that wait here
             if not asked.answered:

@@ -65,5 +65,7 @@ class Scout:
             self._tenants.begin()
             began = time.monotonic()
             while self._tenants.wanted.is_set() and not self._ended.is_set() and not self._tenants.anew(began):
-                if not self._tenants.see(feed.poll(POLL_S)):
+                if self._tenants.enough:
                     self._ended.wait(REST_S)
+                else:
+                    self._tenants.see(feed.poll(POLL_S))

@@ -10,12 +10,13 @@ Sources: token bucket, Turner, "New directions in communications" (1986); ticket
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from schemas.control import Tenant
-from schemas.quota import Holder, Tally
+from schemas.quota import Holder, Tally, together
 
 BLOCK_S = 0.5
 """A worker draws as many tickets at a time as are called within this; what it keeps for itself may be wasted."""
@@ -23,12 +24,24 @@ TINY = 1e-6
 """Part of a token or a ticket that sums of fractions may be off by."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A job that wants to start, and its ticket; 0: none."""
+class Held(NamedTuple):
+    """A job that runs, and the line of the record by which it does."""
 
     job: str
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A job that wants to start, the line of its record, and its ticket; 0: none.
+
+    `again`: the broker delivered that very record before.
+    """
+
+    job: str
+    line: str
     ticket: int = 0
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +71,24 @@ def passed(tally: Tally, quota: Tenant, now: float) -> Tally:
 
 
 def ask(
-    tally: Tally, quota: Tenant, asks: Iterable[Ask], *, worker: str, mine: Collection[str], spare: Sequence[int] = ()
+    tally: Tally, quota: Tenant, asks: Iterable[Ask], *, worker: str, mine: Collection[Held], spare: Sequence[int] = ()
 ) -> tuple[Tally, list[Full | None], tuple[int, ...]]:
     """Return the tally after several jobs of one worker have asked, in their order, and what each was told.
 
     None: it may start. `mine` are the tenant's jobs that the worker runs: what the tally says of that is overwritten,
-    because nobody knows better. A job that is in flight, here or where its worker died, takes nothing more. Tickets are
-    drawn several at a time; `spare` are those that the worker has left, and so is the last thing that is returned.
+    because nobody knows better. A record that is in flight, here or where its worker died, takes nothing more when it
+    is delivered again; another record of the same job does: both may run. Tickets are drawn several at a time; `spare` are those that the worker has left, and so is the last thing that is returned.
     """
     left = [ticket for ticket in spare if ticket <= tally.tail]
-    others = {job for name, holder in tally.workers.items() if name != worker for job in holder.jobs}
-    own = dict.fromkeys(mine)
+    others = together(holder for name, holder in tally.workers.items() if name != worker)
+    own, lines = list(mine), Counter(one.line for one in mine)
+    running = (others | lines).total()
     answers: list[Full | None] = []
     for one in asks:
-        running = len(others.union(own))
-        if one.job not in own and one.job not in others:
+        if one.again and one.line in lines:
+            answers.append(None)
+            continue
+        if more := lines[one.line] >= others[one.line]:
             if quota.in_flight is not None and running >= quota.in_flight:
                 answers.append(Full("in_flight", running, one.ticket))
                 continue
@@ -81,16 +97,20 @@ def ask(
                 answers.append(full)
                 continue
         if quota.in_flight is not None:
-            own[one.job] = None
+            own.append(Held(one.job, one.line))
+            lines[one.line] += 1
+            running += more
         answers.append(None)
     return signed(tally, worker, own), answers, tuple(left)
 
 
-def signed(tally: Tally, worker: str, mine: Collection[str]) -> Tally:
+def signed(tally: Tally, worker: str, mine: Collection[Held]) -> Tally:
     """Return the tally with what a worker runs now, and its next beat; nothing is kept of one that runs nothing."""
     workers, writes = {name: one for name, one in tally.workers.items() if name != worker}, tally.writes + 1
     if mine:
-        workers[worker] = Holder(beat=writes, jobs=tuple(mine))
+        workers[worker] = Holder(
+            beat=writes, jobs=tuple(one.job for one in mine), lines=tuple(one.line for one in mine)
+        )
     return tally.model_copy(update={"workers": workers, "writes": writes})
 
 

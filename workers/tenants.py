@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from schemas.codec import tenant_of
@@ -41,6 +41,10 @@ CHECK_S = 5.0
 """How often what is thought to run is compared with what does."""
 UNREAD = 50_000
 """Runs that the scout may be ahead of the loop."""
+NAMES, OTHERS = 1_000, "\0others"
+"""Tenants that are told apart in a queue; all who come after them are taken for one."""
+BURST, EACH = 20_000, 50
+"""Records that may be written anew, at once and for each job that runs: else tenants in few partitions never end."""
 
 Run = tuple[int, int, int, str]
 """Partition, first and last offset, and tenant of neighbouring records."""
@@ -98,9 +102,11 @@ class Tenants:
         self._crowded_at = self._rested_at = self._checked_at = float("-inf")
         self._counting = self._doubted = False
         self._empty = 0
+        self._size, self._credit = DIG, float(BURST)
+        self._names: set[str] = set()
 
     @property
-    def waiting(self) -> set[str]:
+    def waiting(self) -> Set[str]:
         """Who waits here, as far as it is known."""
         return self._backlog.tenants()
 
@@ -109,11 +115,16 @@ class Tenants:
         self._seen.append(None)
         self._doubted = False
 
-    def see(self, records: Sequence[Written]) -> bool:
-        """Take in what waits, in the order of each partition; False when that is enough for now."""
+    @property
+    def enough(self) -> bool:
+        """Whether the scout has seen enough for now."""
+        return len(self._seen) >= UNREAD
+
+    def see(self, records: Sequence[Written]) -> None:
+        """Take in what waits, in the order of each partition."""
         run: Run | None = None
         for record in records:
-            name = tenant_of(record.value)
+            name = self._tenant(record)
             if run is not None and run[0] == record.partition and run[3] == name:
                 run = run[0], run[1], record.offset, name
                 continue
@@ -122,7 +133,6 @@ class Tenants:
             run = record.partition, record.offset, record.offset, name
         if run is not None:
             self._seen.append(run)
-        return len(self._seen) < UNREAD
 
     @property
     def shared(self) -> bool:
@@ -140,8 +150,8 @@ class Tenants:
         return self._goal is not None
 
     def rest(self) -> None:
-        """Something could not be put aside: try no more for a while."""
-        self._rested_at = self._clock()
+        """Something could not be put aside: try no more for a while, and then with one."""
+        self._rested_at, self._size = self._clock(), 1
 
     def crowd(self, full: bool) -> None:
         """Say whether there is room now: when there was none for a while, the scout is called."""
@@ -167,12 +177,15 @@ class Tenants:
         now, partition = self._clock(), nearest.partition
         self._goal = _Goal(tenant, nearest, dig=True)
         known = now - self._probed.get(partition, float("-inf")) <= PROBE_S
-        return Plan(min(DIG, nearest.depth) if known else 1, frozenset({partition}))
+        return Plan(min(self._size, nearest.depth) if known else 1, frozenset({partition}))
 
-    def plan(self, room: int) -> Plan | None:
-        """Return what to ask for when there is room for so many; None when something must be put aside first."""
+    def plan(self, room: int, *, dig: bool = True) -> Plan | None:
+        """Return what to ask for when there is room for so many.
+
+        None when something must be put aside first; what comes is taken as it is where nobody may `dig`.
+        """
         found = self._next()
-        if found is None:
+        if found is None or (found[1].depth > 0 and not dig):
             return Plan(room)
         tenant, nearest = found
         if nearest.depth > 0:
@@ -194,19 +207,21 @@ class Tenants:
         if tenant is None or shares.behind(tenant, waiting, now) <= QUANTUM_S:
             return None
         nearest = self._backlog.nearest(tenant)
-        return None if nearest is None else (tenant, nearest)
+        return None if nearest is None or nearest.depth > self._credit else (tenant, nearest)
 
     def fetched(self, count: int) -> None:
         """A fetch brought so many records; callable from any thread."""
         self._empty = 0 if count else self._empty + 1
 
     def vain(self) -> bool:
-        """Whether what was planned last gives nothing; then nothing waits where it was looked for."""
-        goal = self._goal
-        if goal is None or self._empty < VAIN:
+        """Whether what was planned last gives nothing; then nothing waits where it was looked for.
+
+        The goal stands until nothing is promised any more: what is under way may still come, and must be sorted.
+        """
+        if self._goal is None or self._empty < VAIN:
             return False
-        self._backlog.emptied(goal.nearest.partition)
-        self._goal, self._doubted = None, True
+        self._backlog.emptied(self._goal.nearest.partition)
+        self._doubted = True
         return True
 
     def anew(self, since: float) -> bool:
@@ -233,15 +248,31 @@ class Tenants:
         now, goal = self._clock(), self._goal
         run: list[Record] = []
         aside: list[Moved] = []
-        there = goal is not None and any(tenant_of(record.value) == goal.tenant for record in records)
-        for record in records:
-            tenant = tenant_of(record.value)
+        homes: dict[tuple[str, int], int | None] = {}
+        names = [self._tenant(record) for record in records]
+        there = goal is not None and goal.tenant in names
+        for record, tenant in zip(records, names, strict=True):
             if goal is not None and self._before(record, tenant, goal, there or len(run) >= room):
-                aside.append(Moved(record, self._backlog.home(tenant, record.partition)))
+                key = tenant, record.partition
+                if key not in homes:
+                    homes[key] = self._backlog.home(*key)
+                aside.append(Moved(record, homes[key]))
             else:
                 run.append(record)
                 self.shares.started(tenant, _place(record), now)
+        if goal is not None and goal.dig:  # what cannot go aside is held here: then one at a time
+            self._size = min(DIG, self._size * 2) if aside and len(run) <= 1 else 1
+        self._credit = min(float(BURST), self._credit - len(aside) + EACH * len(run))
         return run, aside
+
+    def _tenant(self, record: Written) -> str:
+        name = tenant_of(record.value)
+        if name in self._names:
+            return name
+        if len(self._names) >= NAMES:
+            return OTHERS
+        self._names.add(name)
+        return name
 
     def _count(self) -> None:
         """Charge the tenants of the lane only while there are several."""
@@ -251,7 +282,7 @@ class Tenants:
             self.shares.only(running)
             for place, (record, since) in running.items():
                 # Who was alone did nobody wrong, but is not the next again.
-                self.shares.started(tenant_of(record.value), place, max(since, now - ALONE_S))
+                self.shares.started(self._tenant(record), place, max(since, now - ALONE_S))
             self._checked_at = now
         self._counting = counting
 
@@ -265,12 +296,13 @@ class Tenants:
             if run is None:
                 self._backlog, self._probed = Backlog(), {}
             elif not self._backlog.see(*run):
-                return  # as much as can be remembered: the rest when there is room
+                self._doubted = True  # as much of that partition as can be remembered: the scout looks again
             seen.popleft()
 
     def _forget(self) -> None:
         self._seen.clear()
         self._backlog, self._goal, self._probed, self._counting = Backlog(), None, {}, False
+        self._names = set()
 
     def _notice(self, records: Collection[Record]) -> None:
         """Records that waited long came out of a crowd, even if there is room each time somebody looks."""

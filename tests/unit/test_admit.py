@@ -430,3 +430,18 @@ def test_the_pace_is_the_time_in_which_95_of_100_jobs_end() -> None:
     for seconds in range(1, 101):
         pace.add("shout", float(seconds))
     assert pace.p95("shout") == 95.0
+
+
+@pytest.mark.parametrize(
+    ("former", "waits_s"), [("t.jobs.say.bulk/0/7", 2.0), ("t.jobs.say.bulk/0/8", 14.0), ("", 14.0)]
+)
+def test_a_record_put_aside_tells_that_its_first_lease_is_over(former: str, waits_s: float) -> None:
+    """The worker that took the record died; the next one wrote it anew elsewhere, where it was delivered once."""
+    bench = Bench()
+    begun(bench)
+    moved = record(offset=99)
+    headers = (*moved.headers, ("tape-line", b"t.jobs.say.bulk/0/7"), ("tape-former", former.encode()))
+    began = bench.clock()
+    bench.run(moved._replace(headers=headers))
+    assert bench.outcome("job-1").attempt == 2
+    assert waits_s - 2.0 <= bench.clock() - began <= waits_s

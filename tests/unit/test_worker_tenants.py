@@ -3,112 +3,27 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections import Counter, deque
+from collections import Counter
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lease_rig import LOCK_S, Slots, Slow
-from worker_twin import NAMES, Clock, record, request
+from lease_rig import LOCK_S
+from tenants_rig import TOPIC, Worker, crowded, job, send
+from worker_twin import NAMES, Clock, record
 
 from schemas.codec import tenant_of
 from schemas.errors import InvalidError, UnavailableError
-from schemas.topics import LOCKS
-from wire.follow import MemoryFollower
 from wire.publish import MemoryPublisher
-from wire.share import AckType, Listener, MemoryLog, MemoryShareConsumer, Record
+from wire.share import AckType, MemoryLog, MemoryShareConsumer, Record
 from wire.share.locks import GroupConfig
 from workers.aside import Aside
 from workers.attempt import line_of
 from workers.fair import Shares
-from workers.lease import ASIDE_LIMIT, LeaseLoop, Source
-from workers.scout import Scout
-from workers.tenants import AGAIN_S, CALM_S, CROWDED_S, DIG, REST_S, VAIN, Moved, Tenants
-
-TOPIC = NAMES.jobs("say", "bulk")
-
-
-class Worker:
-    """A lease loop over one queue; its scout, its slots and its broker move when a test says so."""
-
-    def __init__(
-        self, log: MemoryLog, clock: Clock, *, slots: int = 1, light: bool = False, publisher: Any = None,
-        movable: Any = lambda _: True,
-    ) -> None:  # fmt: skip
-        self.log, self.clock = log, clock
-        self.pool = Slots(slots, light=light)
-        config = GroupConfig(lock_duration=LOCK_S, delivery_limit=10, max_locks=LOCKS)
-        worker = self
-
-        class Heard(Listener):
-            def on_lost(self, ranges: Any, error: Any) -> None:
-                worker.loop.lost([(r.topic, r.partition, at) for r in ranges for at in range(r.first, r.last + 1)])
-
-        self.consumer = Slow([TOPIC], NAMES.group("say"), log, clock=clock, config=config, listener=Heard())
-        self.tenants = Tenants(
-            Shares(), movable=movable, running=lambda: self.loop.running(), clock=clock,
-            wall=lambda: 0.0,
-        )  # fmt: skip
-        self.aside = Aside(
-            publisher or MemoryPublisher(log), lambda *told: self.loop.done(*told), lambda it: self.loop.keep(it)
-        )
-        self.put: list[Moved] = []
-        self.loop = LeaseLoop(
-            [Source("say", "bulk", self.consumer, self.pool, self.tenants)],  # type: ignore[arg-type]
-            clock=clock, aside=self.put.append,
-        )  # fmt: skip
-        self.ahead: dict[int, int] | None = None
-        self.began: dict[tuple[str, int, int], float] = {}
-        self.ran: list[Record] = []
-
-    def scout(self) -> None:
-        """Read on, as the scout does, while somebody wants to know."""
-        if not self.tenants.wanted.is_set():
-            self.ahead = None
-            return
-        if self.ahead is None:
-            group = self.log.group(NAMES.group("say"))
-            self.ahead = {part: group.describe(TOPIC, part)[0] for part in range(self.log.partitions(TOPIC))}
-            self.tenants.begin()
-        for part, offset in self.ahead.items():
-            entries = self.log.read(TOPIC, part, offset)
-            self.tenants.see([Record(TOPIC, *entry, 0) for entry in entries])
-            self.ahead[part] = offset + len(entries)
-
-    def turn(self, seconds: float = 0.01) -> list[Record]:
-        """One turn; the broker answers, what goes aside is written, free slots take what waits."""
-        self.clock.advance(seconds)
-        self.scout()
-        self.loop.step()
-        asked = self.consumer.asked
-        before = len(self.consumer.arrived)
-        self.consumer.fetch()
-        if asked:
-            self.tenants.fetched(len(self.consumer.arrived) - before)
-        for moved in self.put:
-            self.aside.write(moved)
-        self.put.clear()
-        started = self.pool.start()
-        for found in started:
-            self.began[found[:3]] = self.clock()
-            self.ran.append(found)
-        return started
-
-    def end(self, found: Record) -> None:
-        self.pool.end(self.loop, found)
-        self.loop.spent(found, self.clock() - self.began.pop(found[:3]))
-
-
-def send(log: MemoryLog, tenant: str, name: str, partition: int | None = None) -> None:
-    key, value, headers = request(name, tenant=tenant)
-    log.append(TOPIC, key, value, headers, partition)
-
-
-def job(found: Record) -> str:
-    return (found.key or b"").decode()
+from workers.lease import ASIDE_LIMIT
+from workers.tenants import AGAIN_S, CALM_S, DIG, REST_S, VAIN, Moved, Tenants
 
 
 @pytest.fixture
@@ -121,18 +36,6 @@ def log(clock: Clock) -> MemoryLog:
     made = MemoryLog(partitions=4, clock=clock)
     made.create(TOPIC)
     return made
-
-
-def crowded(worker: Worker) -> Record:
-    """The first job runs, and has been running for long enough to make somebody look."""
-    started: list[Record] = []
-    while not started:
-        started = worker.turn()
-    worker.turn()
-    worker.turn(CROWDED_S)
-    worker.turn()
-    assert worker.tenants.wanted.is_set()
-    return started[0]
 
 
 @pytest.mark.parametrize("spread", [True, False])
@@ -466,69 +369,11 @@ def test_tiny_jobs_are_taken_as_they_come_while_nobody_falls_behind(log: MemoryL
         (b'{"tenant": broken', "default"),
         (b"", "default"),
         (None, "default"),
-        (b'{"tenant":"desk","big":"' + b"x" * (1 << 18) + b'"}', "default"),
+        (b'{"tenant":"desk","big":"' + b"x" * (1 << 18) + b'"}', "desk"),
+        (b'\xef\xbb\xbf{"\\u0074enant":"desk"}', "desk"),
+        (b'{"params":{"tenant":"inner"}}', "default"),
+        (b'{"tenant":"' + b"x" * 129 + b'"}', "default"),
     ],
 )
 def test_whose_job_it_is(value: bytes | None, tenant: str) -> None:
     assert tenant_of(value) == tenant
-
-
-def test_the_writer_is_a_thread_that_ends(log: MemoryLog) -> None:
-    told = threading.Event()
-    done: deque[Any] = deque()
-
-    def heard(*args: Any) -> None:
-        done.append(args)
-        told.set()
-
-    aside = Aside(MemoryPublisher(log), heard, heard)
-    aside.start()
-    aside(Moved(record("j"), None))
-    assert told.wait(10)
-    aside.stop(10)
-    assert not aside._thread.is_alive()
-    assert [ack for _, ack in done] == [AckType.ACCEPT]
-    unstarted = Aside(MemoryPublisher(log), heard, heard)
-    unstarted.stop(0.1)
-
-
-def test_the_scout_reads_on_while_it_is_wanted(log: MemoryLog) -> None:
-    send(log, "flood", "flood-0", 0)
-    opened: list[Any] = []
-    told = threading.Event()
-
-    class Wanted(Tenants):
-        def see(self, records: Any) -> bool:
-            enough = super().see(records)
-            if records:
-                told.set()
-            return enough
-
-    def look() -> Any:
-        opened.append(None)
-        if len(opened) == 1:
-            raise UnavailableError("no broker", code="TAPE-5001")
-        return MemoryFollower(log).follow(TOPIC, since="start")
-
-    tenants = Wanted(Shares())
-    scout = Scout("q", tenants, look, pause_s=0.0)
-    scout.start()
-    assert not opened, "nobody wants to know"
-    tenants.wanted.set()
-    assert told.wait(10), "a failure costs a pause, not the scout"
-    told.clear()
-    send(log, "desk", "desk-0", 1)
-    assert told.wait(10)
-    tenants.plan(1)
-    assert tenants.waiting == {"flood", "desk"}
-    tenants.wanted.clear()
-    scout.stop(10)
-    assert not scout._thread.is_alive()
-    assert len(opened) == 2
-
-
-def test_a_scout_that_is_not_wanted_ends() -> None:
-    scout = Scout("q", Tenants(Shares()), lambda: pytest.fail("opened"))
-    scout.start()
-    scout.stop(10)
-    assert not scout._thread.is_alive()
