@@ -9,9 +9,10 @@ from typing import Any
 
 from producers.fleet.facts import Answer, Blocker, Facts
 from producers.fleet.view import Seen
+from producers.fleet.words import ago, exact, hint, span
+from producers.fleet.words import count as count_of
 from producers.fold import View, fold, newest
 from schemas.control import SILENT_S, BreakerState
-from schemas.errors import CODES
 from schemas.event import STATE_OF, Event, EventType, State
 from schemas.past import Hint
 
@@ -23,6 +24,10 @@ FAR = timedelta(days=30)
 """Nobody can tell what is further away."""
 BLOCKED = {"TAPE-5010": Blocker.BREAKER, "TAPE-5011": Blocker.QUOTA, "TAPE-3008": Blocker.ELSEWHERE}
 """What a postponed job waits for, by the code in its event; for any other only time must pass."""
+
+
+STARTED = (Blocker.ENDED, Blocker.CANCELLED, Blocker.EXPIRED, Blocker.RUNNING, Blocker.LOST)
+"""Whoever asks is told here that it runs or never will; the moment before which it is not taken matters no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,9 @@ class Case:
 
     def answer(self, blocker: Blocker, detail: str, *steps: str, **more: Any) -> Answer:
         """Return the answer, with the facts that belong to every one of its kind."""
+        early = self.facts.early
+        if early is not None and blocker not in STARTED:
+            detail += f" It is not taken before {exact(early)}."
         facts = {name: value for name, value in {**self.told(), **more.pop("facts", {})}.items() if value is not None}
         return Answer(
             job=self.facts.job, state=self.state, blocker=blocker, detail=detail, facts=facts, next=steps, **more
@@ -60,7 +68,7 @@ class Case:
             found |= {"submitted": view.submitted, "attempt": view.attempt or None, "worker": view.worker}
         if place is not None:
             found["record"] = f"{place.topic}/{place.partition}/{place.offset}"
-            found["replays"] = place.past.replays or None
+            found |= {"replays": place.past.replays or None, "not before": self.facts.early}
         return found
 
 
@@ -104,8 +112,8 @@ def _ended(case: Case) -> Answer | None:
     outcome = next((event.outcome for event in reversed(case.facts.events) if event.outcome), None)
     failure = outcome.failure if outcome else case.last.failure if case.last else None
     facts: dict[str, Any] = {"ended": view.updated, "code": failure.code if failure else view.code}
-    facts |= {"failure": failure.message, "way out": failure.hint or _hint(failure.code)} if failure else {}
-    told = f"It {WORDS[view.state]} {_ago(case.facts.now, view.updated)}"
+    facts |= {"failure": failure.message, "way out": failure.hint or hint(failure.code)} if failure else {}
+    told = f"It {WORDS[view.state]} {ago(case.facts.now, view.updated)}"
     told += f" with {failure.code}: {failure.message.strip().rstrip('.')}." if failure else "."
     steps = {
         State.DEAD: (f"tape dead show {job}", f"tape dead redrive plan {job}"),
@@ -130,7 +138,7 @@ def _cancelled(case: Case) -> Answer | None:
         return None
     told = "its worker stops it" if case.state is State.RUNNING else "the worker that takes its record says so"
     return case.answer(
-        Blocker.CANCELLED, f"It was cancelled {_ago(case.facts.now, order.time)} ({order.reason}); {told}.",
+        Blocker.CANCELLED, f"It was cancelled {ago(case.facts.now, order.time)} ({order.reason}); {told}.",
         f"tape watch {case.facts.job}",
         facts={"cancelled": order.time, "reason": order.reason, "workers": len(case.takers)},
     )  # fmt: skip
@@ -155,10 +163,10 @@ def _running(case: Case) -> Answer | None:
     gone = holder is None and (known.silent if known else quiet and bool(facts.fleet.workers))
     more: dict[str, Any] = {"started": view.started, "progress": view.progress, "heard": heard}
     if not gone:
-        since = f" since {_span(facts.now - view.started)}" if view.started else ""
+        since = f" since {span(facts.now - view.started)}" if view.started else ""
         return case.answer(Blocker.RUNNING, f"It runs on {worker}{since}.", f"tape watch {job}", facts=more)
     tried = _tried(facts.events, job)
-    silence = f"{known.age_s:.0f} s" if known else _span(facts.now - heard)
+    silence = f"{known.age_s:.0f} s" if known else span(facts.now - heard)
     more |= {"silent": silence, "workers": tried}
     if len(tried) > 1:
         return case.answer(
@@ -193,15 +201,15 @@ def _delayed(case: Case) -> Answer | None:
         return None  # it was moved already, and waits like any other
     left, failure = last.until - facts.now, last.failure
     more: dict[str, Any] = {"until": last.until}
-    more |= {"code": failure.code, "failure": failure.message, "way out": _hint(failure.code)} if failure else {}
+    more |= {"code": failure.code, "failure": failure.message, "way out": hint(failure.code)} if failure else {}
     why = f": {failure.message.strip().rstrip('.')} ({failure.code})" if failure else ""
     late = -left.total_seconds()
     if late > LATE_S:
         return None if not facts.searched else case.answer(
-            Blocker.MOVER, f"It was due {_span(-left)} ago and is not back in its queue: no mover moves delayed jobs.",
-            "python -m workers.delay", "tape workers", facts=more | {"overdue": _span(-left)},
+            Blocker.MOVER, f"It was due {span(-left)} ago and is not back in its queue: no mover moves delayed jobs.",
+            "python -m workers.delay", "tape workers", facts=more | {"overdue": span(-left)},
         )  # fmt: skip
-    moment = f"in {_span(left)}" if late < 0 else "now"
+    moment = f"in {span(left)}" if late < 0 else "now"
     blocker = BLOCKED.get(failure.code, Blocker.DELAYED) if failure else Blocker.DELAYED
     if blocker is Blocker.ELSEWHERE:
         told = f"Another worker runs this job; this copy of it looks again {moment}."
@@ -224,7 +232,7 @@ def _quota(case: Case) -> Answer | None:
     facts, said, tally = case.facts, case.facts.quota, case.facts.tally
     if said is None or tally is None or facts.place is None or facts.job in tally.running:
         return None
-    running, ticket = len(tally.running), facts.place.past.ticket
+    running, ticket = tally.in_flight, facts.place.past.ticket
     if said.in_flight is not None and running >= said.in_flight:
         jobs = "job" if running == 1 else "jobs"
         told = f"Its tenant {said.tenant!r} has {running} {jobs} in flight, and may have {said.in_flight}."
@@ -245,7 +253,7 @@ def _expired(case: Case) -> Answer | None:
     if place is None or place.expires_at is None or place.expires_at > now:
         return None
     return case.answer(
-        Blocker.EXPIRED, f"It expired {_ago(now, place.expires_at)}; the worker that takes its record says so.",
+        Blocker.EXPIRED, f"It expired {ago(now, place.expires_at)}; the worker that takes its record says so.",
         "tape workers", facts={"expires_at": place.expires_at},
     )  # fmt: skip
 
@@ -264,9 +272,11 @@ def _nobody(case: Case) -> Answer | None:
     if not case.serving:
         others = [seen for seen in there if kind in seen.presence.kinds]
         if others:
-            told = f"No worker takes the lane {lane!r} of the kind {kind!r}; {_count(others)} another one."
+            told = f"No worker takes the lane {lane!r} of the kind {kind!r}; {count_of(others)} another one."
         else:
-            told = f"No worker for the kind {kind!r} is running" + (f"; {_count(there)} other kinds." if there else ".")
+            told = f"No worker for the kind {kind!r} is running" + (
+                f"; {count_of(there)} other kinds." if there else "."
+            )
         return case.answer(Blocker.WORKERS, told, start, "tape workers", **more)
     awake = [seen for seen in case.serving if not seen.silent]
     if not awake:
@@ -287,7 +297,7 @@ def _breaker(case: Case) -> Answer | None:
         trial = said.state is BreakerState.HALF_OPEN
         told = f"{said.dependency} is {'on trial' if trial else 'away'}: {said.reason or 'it failed too often'}; "
         due = said.until - facts.now if said.until else None
-        soon = f"in {_span(due)}" if due and due > timedelta() else "any moment"
+        soon = f"in {span(due)}" if due and due > timedelta() else "any moment"
         told += f"{said.worker} tries it with one job." if trial else f"one job tries it again {soon}."
         more = {"dependency": said.dependency, "breaker": said.state, "since": said.since, "until": said.until}
         return case.answer(
@@ -332,7 +342,9 @@ def _waiting(case: Case) -> Answer:
     rate = facts.rate if facts.rate and facts.rate.count >= ENOUGH and facts.rate.seconds > 0 else None
     if rate is not None:
         more["ended a minute"] = round(rate.count / rate.seconds * 60, 1)
-    start = _expected(facts.now, count, rate.count / rate.seconds) if rate else None
+    start, early = _expected(facts.now, count, rate.count / rate.seconds) if rate else None, facts.early
+    if early is not None and (start is not None or count == 0):
+        start = max(start or early, early)
     given = {"ahead": count, "expected_start": start, "facts": more}
     suspect = facts.place is not None and facts.place.past.hint is Hint.ALONE
     if suspect and not count:
@@ -345,11 +357,13 @@ def _waiting(case: Case) -> Answer:
     if count:
         jobs = "one job is" if count == 1 else f"about {count:,} jobs are"
         busy = "" if not full else ", and every slot is busy"
-        when = f"; it starts in about {_span(start - facts.now)}" if start else ""
+        when = f"; it starts in about {span(start - facts.now)}" if start else ""
         return case.answer(
             Blocker.POSITION, f"It waits its turn: {jobs} ahead{busy}{when}.", f"tape watch {job}", "tape workers",
             **given,
         )  # fmt: skip
+    if early is not None:
+        return case.answer(Blocker.DELAYED, "It waits in its queue for its time.", f"tape watch {job}", **given)
     told = "It is the next: a worker takes it any moment." if count == 0 else "It waits in its queue."
     return case.answer(Blocker.NEXT, told, f"tape watch {job}", **given)
 
@@ -371,24 +385,3 @@ RULES: Sequence[Callable[[Case], Answer | None]] = (
 def _expected(now: datetime, count: int | None, rate: float) -> datetime | None:
     seconds = (count or 0) / rate
     return now + timedelta(seconds=seconds) if count and seconds < FAR.total_seconds() else None
-
-
-def _hint(code: str) -> str | None:
-    return CODES[code].hint if code in CODES else None
-
-
-def _count(workers: Sequence[Seen]) -> str:
-    return "one worker serves" if len(workers) == 1 else f"{len(workers)} workers serve"
-
-
-def _ago(now: datetime, moment: datetime) -> str:
-    return f"{_span(now - moment)} ago"
-
-
-def _span(span: timedelta) -> str:
-    seconds = abs(span.total_seconds())
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7_200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3_600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"

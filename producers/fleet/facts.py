@@ -66,6 +66,7 @@ class Place:
     written: datetime
     past: Past = field(default_factory=Past)
     expires_at: datetime | None = None
+    not_before: datetime | None = None
     tenant: str = "default"
 
 
@@ -120,6 +121,12 @@ class Facts:
         return 1.0 if said is None else said.weight
 
     @property
+    def early(self) -> datetime | None:
+        """The moment before which the job is not taken, as its record says; None once that has come."""
+        moment = self.place.not_before if self.place is not None else None
+        return moment if moment is not None and moment > self.now else None
+
+    @property
     def quota(self) -> Tenant | None:
         """What the job's tenant may, if it has a quota."""
         said = self.fleet.tenants.get(self.tenant)
@@ -133,7 +140,7 @@ class Facts:
             return {"tenant": self.tenant, "quota": "taken back since"}
         found: dict[str, Any] = {"tenant": said.tenant, "may run": said.in_flight, "may start a second": said.rate}
         if tally is not None and said.in_flight is not None:
-            found["in flight"] = len(tally.running)
+            found["in flight"] = tally.in_flight
         if tally is not None and said.rate is not None:
             found["in line"] = tally.waiting
         return found

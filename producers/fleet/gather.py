@@ -195,11 +195,11 @@ def _turns(lookout: Lookout, place: Place, queue: Sequence[Standing], fleet: Fle
 
 
 def _place(record: Received) -> Place:
-    expires, tenant = None, "default"
+    expires, begins, tenant = None, None, "default"
     with suppress(TapeError):
         envelope = codec.decode(record.value, record.headers)
         job = codec.parse(Job, envelope.data)
-        expires, tenant = job.expires_at, job.tenant
+        expires, begins, tenant = job.expires_at, job.not_before, job.tenant
     return Place(
         topic=record.topic,
         partition=record.partition,
@@ -207,6 +207,7 @@ def _place(record: Received) -> Place:
         written=dated(record.timestamp_ms),
         past=past.read(record.headers),
         expires_at=expires,
+        not_before=begins,
         tenant=tenant,
     )
 

@@ -49,6 +49,7 @@ def behind(**fields: Any) -> Facts:
 
 WAIT = {"until": NOW + timedelta(seconds=40)}
 DUE = {"until": ago(30)}
+LATER = NOW + timedelta(hours=1)
 RUNNING = (event(), event(EventType.RUNNING, 50, worker="w-1", attempt=1))
 TWICE = (*RUNNING, event(EventType.RUNNING, 45, worker="w-2", attempt=2))
 RETRIED = (*RUNNING, event(EventType.RETRYING, 40, attempt=1, failure=failure("TAPE-6001"), **DUE))
@@ -132,6 +133,13 @@ CASES: dict[str, tuple[Facts, Blocker, str]] = {
     ),
     "behind others, with a rate": (behind(rate=Rate(30, 60.0)), Blocker.POSITION, "starts in about 20 s"),
     "next": (queued(), Blocker.NEXT, "any moment"),
+    "next, but too early": (
+        queued(place=place(not_before=LATER)), Blocker.DELAYED, "It is not taken before 2030-01-02 10:00:00 UTC.",
+    ),
+    "too early, and nobody there": (
+        queued(place=place(not_before=LATER), fleet=fleet()), Blocker.WORKERS, "is running. It is not taken before",
+    ),
+    "its moment has come": (queued(place=place(not_before=ago(1))), Blocker.NEXT, "any moment"),
     "only a record": (queued(events=()), Blocker.NEXT, "any moment"),
     "not found in time": (queued(place=None, searched=False), Blocker.NEXT, "It waits in its queue."),
     "just submitted": (queued(events=(event(at=1),), place=None), Blocker.NEXT, "just submitted"),
@@ -182,6 +190,15 @@ class TestEstimates:
         assert diagnose(behind(rate=Rate(30, 60.0), fleet=fleet())).expected_start is None
         assert diagnose(behind(rate=Rate(30, 60.0), fleet=fleet(worker(), breakers=breaker()))).expected_start is None
 
+    def test_nothing_starts_before_the_moment_that_its_record_names(self) -> None:
+        soon = NOW + timedelta(seconds=5)
+        assert diagnose(behind(rate=Rate(30, 60.0), place=place(not_before=LATER))).expected_start == LATER
+        assert diagnose(behind(rate=Rate(30, 60.0), place=place(not_before=soon))).expected_start == NOW + timedelta(
+            seconds=20
+        )
+        assert diagnose(behind(place=place(not_before=LATER))).expected_start is None
+        assert diagnose(queued(place=place(not_before=LATER))).expected_start == LATER
+
     def test_a_retry_starts_at_its_time_if_anybody_is_there(self) -> None:
         events = (event(), event(EventType.RETRYING, 1, failure=failure("TAPE-6001"), **WAIT))
         assert diagnose(queued(events=events)).expected_start == WAIT["until"]
@@ -213,7 +230,7 @@ FACTS = st.builds(
     events=st.lists(EVENTS, max_size=5).map(tuple),
     place=st.none() | st.builds(
         place, SMALL, written=st.floats(-100, 100).map(ago), expires_at=st.none() | st.floats(-100, 100).map(ago),
-        past=st.sampled_from([Past(), Past(hint=Hint.ALONE)]),
+        past=st.sampled_from([Past(), Past(hint=Hint.ALONE)]), not_before=st.none() | st.floats(-100, 100).map(ago),
     ),
     searched=st.booleans(),
     queue=st.none() | st.lists(st.builds(Standing, st.just(TOPIC), st.integers(0, 2), SMALL, SMALL, SMALL)).map(tuple),
@@ -235,6 +252,8 @@ def test_there_is_always_one_answer_and_it_holds_together(facts: Facts) -> None:
     assert (answer.position is None) == (answer.ahead is None)
     assert answer.ahead is None or answer.ahead >= 0
     assert answer.expected_start is None or answer.expected_start >= facts.now
+    if facts.early is not None and answer.blocker in (Blocker.POSITION, Blocker.SLOTS, Blocker.NEXT, Blocker.SUSPECT):
+        assert answer.expected_start is None or answer.expected_start >= facts.early
     takers = [seen for seen in facts.fleet.workers if seen.takes and seen.serves("heavy", "bulk")]
     if answer.blocker in (Blocker.POSITION, Blocker.SLOTS) or answer.expected_start is not None:
         assert takers

@@ -117,6 +117,13 @@ class TestGathering:
         desk.submit("j", expires_at=ago(1).isoformat())
         assert desk.why("j").blocker is Blocker.EXPIRED
 
+    def test_the_moment_before_which_it_is_not_taken_is_read_from_the_record(self, desk: Desk) -> None:
+        desk.present()
+        later = desk.time + timedelta(hours=1)
+        desk.submit("j", not_before=later.isoformat())
+        answer = desk.why("j")
+        assert (answer.blocker, answer.state, answer.expected_start) == (Blocker.DELAYED, State.QUEUED, later)
+
     def test_the_submitters_event_may_land_behind_a_workers(self, desk: Desk) -> None:
         desk.present()
         desk.submit("j", told=False)
