@@ -108,6 +108,24 @@ class Client:
         if refused is not None:
             raise refused
 
+    def known(self, kind: str) -> None:
+        """Raise `InvalidError` (TAPE-1003), with the known kinds, for a kind that no topic here serves."""
+        if kind in self._kinds:
+            return
+        # The set of kinds is open: a kind exists here when its topic does.
+        found = set()
+        for topic in self._ports.topics():
+            with suppress(InvalidError):
+                found.add(self.names.parse_jobs(topic)[0])
+        self._kinds = frozenset(found | set(PARAMS))
+        if kind not in self._kinds:
+            raise InvalidError(
+                f"{kind!r} is no kind that this cluster has a topic for",
+                code="TAPE-1003",
+                kind=kind,
+                hint=f"known: {', '.join(sorted(self._kinds))}; `tape topics apply --kind NAME` adds one",
+            )
+
     def job(self, job: str, *, since: datetime | None = None) -> JobHandle:
         """Return a handle of a job that somebody submitted; its events are looked for from `since` on.
 
@@ -169,25 +187,8 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _known(self, kind: str) -> None:
-        if kind in self._kinds:
-            return
-        # The set of kinds is open: a kind exists here when its topic does.
-        found = set()
-        for topic in self._ports.topics():
-            with suppress(InvalidError):
-                found.add(self.names.parse_jobs(topic)[0])
-        self._kinds = frozenset(found | set(PARAMS))
-        if kind not in self._kinds:
-            raise InvalidError(
-                f"{kind!r} is no kind that this cluster has a topic for",
-                code="TAPE-1003",
-                kind=kind,
-                hint=f"known: {', '.join(sorted(self._kinds))}; `tape topics apply --kind NAME` adds one",
-            )
-
     def _send(self, request: Request) -> _Sent:
-        self._known(request.kind)
+        self.known(request.kind)
         prepared = prepare(request, self.names, tenant=self.settings.tenant)
         if not prepared.keyed:
             # Joined before it is published: a running feed cannot miss what happens next.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -66,12 +67,14 @@ def create(
     checked = Request(kind, found, lane=treatment.lane)  # by the kind's own rules
     prepare(checked, Names(settings.prefix), tenant=template.tenant)
     if not dry_run:
+        with shell.client() as client:
+            client.known(kind)
         if not replace and name in _read(shell):
             raise ConflictError("there is a recurring job of this name", field=name, hint="add --replace to change it")
         _write(shell, [(name.encode(), codec.dump(template))])
     shell.output.record(_row(template, None, following))
     if not dry_run:
-        shell.output.next("tape recur ls", f"tape recur rm {name}")
+        shell.output.next("tape recur ls", f"tape recur rm {quote(name)}")
 
 
 def listed(context: typer.Context) -> None:

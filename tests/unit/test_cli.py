@@ -146,6 +146,14 @@ class TestLine:
         assert "TAPE_KAFKA_ULR" in found.err
 
 
+class TestRecur:
+    def test_a_kind_that_no_topic_serves_is_refused_as_submit_does(self, tape: Tape) -> None:
+        found = tape("recur", "add", "nightly", "--kind", "nokind", "--cron", "0 9 * * *", "--params", "{}")
+        assert (found.code, found.out) == (Exit.INVALID, "")
+        assert "TAPE-1003" in found.err
+        assert "known: evaluation, indexing, inference, training" in found.err
+
+
 class TestParse:
     @pytest.mark.parametrize(
         ("text", "seconds"), [("90s", 90), ("1h30m", 5400), ("2d", 172_800), ("1.5m", 90), ("7", 7), ("1w", 604_800)]
