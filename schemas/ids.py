@@ -43,14 +43,18 @@ def derived_id(*parts: str) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
+SUBJECT = "ce_subject"
+"""The header that names a job in its envelope."""
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
 
-def checked(job: str, *, field: str = "ce_subject") -> str:
+def checked(job: str, *, field: str = SUBJECT) -> str:
     """Return `job` if it can be a job's id: what is safe in a path, a URL and a log line, at most 128 characters.
 
     Ids come from strangers and become names in the store. Raises `InvalidError` (TAPE-1004) that names `field`.
     """
     if not _SAFE.fullmatch(job):
-        raise InvalidError("the job's id has other characters than A-Z a-z 0-9 . _ : -", code="TAPE-1004", field=field)
+        told = "has other characters than A-Z a-z 0-9 . _ : -" if job else "is empty"
+        hint = None if field == SUBJECT else "give the id that `tape submit` printed; `tape jobs` lists them"
+        raise InvalidError(f"the job's id {told}", code="TAPE-1004", field=field, hint=hint)
     return job

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter, deque
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,7 +19,8 @@ from producers.cli.sieve import Filters, desk, sure
 from schemas.errors import InvalidError, NotFoundError
 
 if TYPE_CHECKING:
-    from producers.dead import Letter
+    from producers.cli.sieve import Chosen
+    from producers.dead import Desk, Letter
     from producers.redrive.decide import Decided
 
 COLUMNS = ("job", "kind", "code", "class", "died", "tries", "replays", "tenant", "status", "problem")
@@ -82,7 +84,7 @@ def listed(
     shell.output.note(told + (f"; the newest {limit} are shown, raise --limit" if not by and total > limit else ""))
     if counts["waiting"]:
         example = ordered[-1]["job"] if ordered else "JOB"
-        shell.output.next(*([] if by else ["tape dead ls --by code"]), f"tape dead show {example}")
+        shell.output.next(*([] if by else ["tape dead ls --by code"]), f"tape dead show {quote(example)}")
 
 
 def show(
@@ -104,15 +106,16 @@ def show(
         fate = one.fate.model_dump(mode="json", exclude_none=True) if one.fate else None
         shell.output.record({**one.row(), **exports.line(one), "model": one.model, "past": past, "fate": fate,
                              "detail": one.origin.detail, "dialect": one.origin.dialect})  # fmt: skip
+    job = quote(one.job)
     if one.status == "waiting":
         shell.output.next(
-            f"tape dead redrive plan {one.job}", f"tape dead ls --code {one.origin.code}",
-            f"tape dead discard {one.job} --reason WHY",
+            f"tape dead redrive plan {job}", f"tape dead ls --code {quote(one.origin.code)}",
+            f"tape dead discard {job} --reason WHY",
         )  # fmt: skip
     elif one.fate is not None and one.fate.redrive:
-        shell.output.next(f"tape dead redrive status {one.fate.redrive}", f"tape watch {one.job}")
+        shell.output.next(f"tape dead redrive status {one.fate.redrive}", f"tape watch {job}")
     elif one.status == "discarded":
-        shell.output.next(f"tape dead discard {one.job} --undo --reason WHY")
+        shell.output.next(f"tape dead discard {job} --undo --reason WHY")
 
 
 def export(
@@ -143,7 +146,7 @@ def export(
             out.close()
     shell.output.note(f"{count:,} letters" + (f" in {file}" if file else ""))
     if file is not None and count:
-        shell.output.next(f"tape dead import {file} --reason WHY")
+        shell.output.next(f"tape dead import {quote(str(file))} --reason WHY")
 
 
 def imported(
@@ -194,7 +197,7 @@ def discard(
         wanted = ("discarded",) if undo else ("waiting", "twin")
         letters = [letter.lighten() for letter in found.select(chosen.filter, chosen.topics(found), wanted)]
         if not letters:
-            raise NotFoundError("no such letters", code="TAPE-2005", hint="tape dead ls --all")
+            raise _none(found, chosen, undo=undo)
         verb = "restore" if undo else "discard"
         if dry_run:
             shell.output.record({f"would_{verb}": len(letters), "codes": _codes(letters)})
@@ -264,6 +267,17 @@ def _grouped(rows: list[dict[str, Any]], by: str) -> list[dict[str, Any]]:
 
 def _codes(letters: list[Letter]) -> dict[str, int]:
     return dict(Counter(letter.origin.code for letter in letters).most_common())
+
+
+def _none(found: Desk, chosen: Chosen, *, undo: bool) -> NotFoundError:
+    """Why there is nothing to decide about: it was decided already, or there are no such letters."""
+    fates = sorted({letter.status for letter in found.select(chosen.filter, chosen.topics(found), ())})
+    if undo and fates:
+        return NotFoundError("none of them is discarded", code="TAPE-2005", hint="tape dead ls --status discarded")
+    if fates:
+        hint = "nothing is left to do; `tape dead audit` says who did it, `--undo` takes a discard back"
+        return NotFoundError(f"already {' or '.join(fates)}", code="TAPE-2005", hint=hint)
+    return NotFoundError("no such letters", code="TAPE-2005", hint="tape dead ls --all")
 
 
 def _told(shell: Shell, decided: Decided, verb: str, more: dict[str, Any]) -> int:

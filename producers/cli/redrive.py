@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -244,6 +245,9 @@ def _run(shell: Shell, identity: str, pace: Pace, *, resumed: bool) -> int:
         shell.output.note(f"{count:,} left: {reason}")
     if done.phase is Phase.HALTED:
         shell.output.note(done.notes[-1].what)
+    if done.phase is Phase.DONE and done.moved > done.settled:
+        shell.output.note(f"{done.moved - done.settled:,} of those it moved have not ended yet; nobody halts it now")
+        shell.output.next(f"tape dead redrive status {identity}")
     _next(shell, done, [])
     if done.phase is Phase.HALTED:
         return Exit.PARTLY
@@ -274,11 +278,11 @@ def _next(shell: Shell, redrive: Redrive, failures: list[str]) -> None:
         shell.output.next(f"tape dead redrive run {name} --canary 5 --rate 50")
     elif redrive.phase == "halted":
         shell.output.next(
-            *(f"tape dead show {job}" for job in failures[:1]), "tape dead ls --by code --since 1h",
+            *(f"tape dead show {quote(job)}" for job in failures[:1]), "tape dead ls --by code --since 1h",
             f"tape dead redrive resume {name}  (with the same plan; or make another)",
         )  # fmt: skip
     elif redrive.phase == "done":
-        shell.output.next(f"tape dead show {failures[0]}" if failures else "tape dead audit --since 1h")
+        shell.output.next(f"tape dead show {quote(failures[0])}" if failures else "tape dead audit --since 1h")
     elif datetime.now(UTC) - redrive.updated_at > SILENT:
         shell.output.note(f"its runner {redrive.runner} has been silent for more than {SILENT.seconds} s")
         shell.output.next(f"tape dead redrive resume {name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -76,7 +77,7 @@ def change(
     shell.output.record(
         {field: row[field] for field in ("tenant", "weight", "in_flight", "rate", "burst", "who", "time")}
     )
-    shell.output.next("tape tenants", f"tape tenants unset {name}")
+    shell.output.next("tape tenants", f"tape tenants unset {quote(name)}")
 
 
 def forget(context: typer.Context, name: Named) -> None:

@@ -48,8 +48,9 @@ class Patch:
         except ValueError as error:
             raise InvalidError(f"the patch is not JSON: {error}", code="TAPE-1012", file=str(path)) from None
         if not isinstance(found, list) or not all(isinstance(operation, dict) for operation in found) or not found:
+            told = "the patch has no operation" if found == [] else "the patch is no array of operations"
             raise InvalidError(
-                "the patch is no array of operations", code="TAPE-1012", file=str(path),
+                told, code="TAPE-1012", file=str(path),
                 hint='e.g. [{"op": "replace", "path": "/params/batch_size", "value": 1}]',
             )  # fmt: skip
         return cls(found, file=str(path))

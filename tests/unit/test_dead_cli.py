@@ -125,6 +125,21 @@ class TestDecide:
         assert len(tape("ls").rows) == 6
         assert tape("audit", "--by", "bob").out == ""
 
+    def test_what_was_decided_is_told_as_such(self, rig: Rig, tape: Tape) -> None:
+        fill(rig)
+        assert "none of them is discarded" in tape("discard", "job-0", "--undo", "--reason", "no", "--yes").err
+        tape("discard", "job-0", "--reason", "no", "--yes")
+        again = tape("discard", "job-0", "--reason", "no", "--yes")
+        assert (again.code, again.out) == (Exit.NOT_FOUND, "")
+        assert "TAPE-2005 already discarded" in again.err
+        assert "--undo" in again.err
+        assert "no such letters" in tape("discard", "nobody", "--reason", "no", "--yes").err
+
+    def test_names_are_quoted_in_what_to_do_next(self, rig: Rig, tape: Tape, tmp_path: Path) -> None:
+        fill(rig)
+        file = tmp_path / "my letters.jsonl"
+        assert f"next: tape dead import '{file}' --reason WHY" in tape("export", "--file", str(file)).err
+
     def test_export_mend_import(self, rig: Rig, tape: Tape, tmp_path: Path) -> None:
         fill(rig)
         file = tmp_path / "out.jsonl"
@@ -154,6 +169,8 @@ class TestRedrive:
         done = tape("redrive", "run", name)
         assert (done.code, done.row["state"], done.row["moved"]) == (Exit.OK, "done", 5)
         assert "done: 5 of 5 moved" in done.err
+        assert "5 of those it moved have not ended yet" in done.err
+        assert f"next: tape dead redrive status {name}" in done.err
         rig.tell("job-0", EventType.DEAD)
         seen = tape("redrive", "status", name)
         assert (seen.row["moved"], seen.row["ended"], seen.row["failures"]) == (5, 1, ["job-0"])

@@ -187,6 +187,12 @@ class TestPatch:
         assert raised.value.code == "TAPE-1012"
         assert raised.value.place["file"] == str(path)
 
+    def test_a_patch_without_an_operation_is_called_that(self, tmp_path: Path) -> None:
+        path = tmp_path / "patch.json"
+        path.write_text("[]")
+        with pytest.raises(InvalidError, match="the patch has no operation"):
+            Patch.load(path)
+
     def test_a_patch_file_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(NotFoundError):
             Patch.load(tmp_path / "none")

@@ -124,6 +124,14 @@ def test_unsafe_job_ids_are_refused(job: str) -> None:
     with pytest.raises(InvalidError) as caught:
         ids.checked(job, field="key")
     assert (caught.value.code, caught.value.place["field"]) == ("TAPE-1004", "key")
+    assert "ce_" not in caught.value.hint, "whoever types an id knows nothing of headers"
+    assert ("is empty" in caught.value.message) == (not job)
+
+
+def test_an_unsafe_id_in_an_envelope_is_told_of_headers() -> None:
+    with pytest.raises(InvalidError) as caught:
+        ids.checked("a b")
+    assert "ce_" in caught.value.hint
 
 
 @given(st.from_regex(r"[a-z][a-z0-9_.-]{0,30}", fullmatch=True), st.sampled_from(Lane), st.sampled_from(["tape.", ""]))
