@@ -174,9 +174,10 @@ class Settler:
             if first is not None:
                 self.repeat(attempt, first)
                 return
-        outcome = self._outcome(attempt, Failed(failure=failure), Status.DEAD)
+        spent = usage or Usage()
+        outcome = self._outcome(attempt, Failed(failure=failure, usage=spent), Status.DEAD)
         event = self._final(attempt, outcome)
-        letter = self._letter(attempt, failure, usage or Usage())
+        letter = self._letter(attempt, failure, spent)
         self._confirm(
             attempt.record,
             self._dead(attempt.record, letter),

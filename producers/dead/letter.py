@@ -154,6 +154,7 @@ class Letter:
             "tries": self.attempts,
             "replays": self.replays,
             "status": self.status,
+            "verdict": self.origin.letter.disposition if self.origin.letter is not None else None,
             "letter": str(self.place),
             "message": self.origin.message,
         }

@@ -16,6 +16,7 @@ from typing import Any
 
 from kafka import KafkaAdminClient, KafkaProducer
 
+from schemas.dead import DISPOSITION
 from schemas.event import Event, EventType
 from schemas.outcome import Outcome
 from schemas.topics import Names, groups, topics
@@ -207,13 +208,15 @@ class Fleet:
                 assert Outcome.model_validate_json(store.read(f"runs/{job}/outcome.json")) == outcome
         return Counter(outcome.status.value for outcome in statuses.values() if outcome is not None)
 
-    def letters(self) -> set[str]:
-        """The jobs with a dead letter."""
-        found: set[str] = set()
+    def letters(self) -> dict[str, bytes | None]:
+        """The jobs with a dead letter, and its verdict."""
+        found: dict[str, bytes | None] = {}
         for kind in KINDS:
             with KafkaFollower(self.settings).read(self.names.dead(kind)) as feed:
                 for batch in feed:
-                    found |= {dict(record.headers)["tape-dead-job"].decode() for record in batch}  # type: ignore[union-attr]
+                    for record in batch:
+                        headers = dict(record.headers)
+                        found[(headers["tape-dead-job"] or b"").decode()] = headers.get(DISPOSITION)
         return found
 
     def runs(self, job: str) -> int:

@@ -56,6 +56,9 @@ def test_segfaults_cost_attempts_and_end_in_a_dead_letter(fleet: Fleet) -> None:
     assert dead.failure is not None
     assert (dead.failure.code, dead.attempt) == ("TAPE-6002", 3)
     assert "SIGSEGV" in dead.failure.message
+    assert dead.outcome is not None
+    assert dead.outcome.usage.seconds > 0
+    assert fleet.letters() == {"poison": b"poison"}
     assert crew.process.poll() is None
 
 

@@ -125,6 +125,7 @@ class TestLetters:
         assert "w-9" in told["try 1"]
         assert '"base": "builtin:b"' in told["payload"]
         assert (told["verdict"], told["trace"]) == ("poison", "abc")
+        assert letter.row()["verdict"] == "poison"
 
     def test_a_letter_that_an_old_worker_wrote(self) -> None:
         rig = Rig()

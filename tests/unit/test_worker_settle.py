@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from worker_twin import NAMES, START, Bench, Waiting, dead, kind, raising, raw, record, tried
+from worker_twin import NAMES, START, Bench, Waiting, dead, events, kind, raising, raw, record, tried
 
 from schemas.dead import DISPOSITION
 from schemas.errors import (
@@ -294,6 +294,9 @@ def test_a_dead_letter_tells_the_whole_story() -> None:
     assert letter.first_failed_at == letter.past.tries[0].ended_at
     assert letter.last_failed_at == bench.clock.now()
     assert letter.disposition == "none"
+    (end,) = [event for event in events(bench.log) if event.type is EventType.DEAD]
+    assert end.outcome is not None
+    assert end.outcome.usage.seconds == letter.gpu_seconds != 0.0, "what the last attempt cost is told with its end"
 
 
 @pytest.mark.parametrize(("told", "verdict"), [("no", b"poison"), ("odd", b"none")])
@@ -302,3 +305,13 @@ def test_the_verdict_on_a_dead_letter_is_a_header(told: str, verdict: bytes) -> 
     bench.run(record(past=tried((FailureClass.TRANSIENT, "TAPE-6001"), (FailureClass.TRANSIENT, "TAPE-6001"))))
     (entry,) = bench.log.read(NAMES.dead("say"), 0)
     assert dict(entry.headers)[DISPOSITION] == verdict
+
+
+def test_a_job_that_is_buried_after_crashes_is_poison() -> None:
+    crash = JobError("the job's process ended by signal SIGSEGV", code="TAPE-6002")
+    for worker in ("w0", "w1"):
+        bench = Bench(raising(crash))
+        crashes = (FailureClass.CRASHED, "TAPE-6002")
+        assert bench.run(record(past=tried(crashes, crashes, worker=worker))) is AckType.REJECT
+        (entry,) = bench.log.read(NAMES.dead("say"), 0)
+        assert dict(entry.headers)[DISPOSITION] == b"poison"
