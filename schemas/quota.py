@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections import Counter
+from collections.abc import Iterable
 
 from pydantic import Field
 
@@ -19,6 +21,20 @@ class Holder(Open):
 
     beat: int = Field(default=0, ge=0)
     jobs: tuple[str, ...] = ()
+    lines: tuple[str, ...] = Field(default=(), description="the line of the record by which each of `jobs` runs")
+
+    @property
+    def held(self) -> Counter[str]:
+        """How often each line is held; two records of one job are two."""
+        return Counter(self.lines if len(self.lines) == len(self.jobs) else self.jobs)
+
+
+def together(holders: Iterable[Holder]) -> Counter[str]:
+    """Return what all of them hold; a record that two workers have, for one of them is dead, is one."""
+    found: Counter[str] = Counter()
+    for holder in holders:
+        found |= holder.held
+    return found
 
 
 class Tally(Open):
@@ -39,8 +55,13 @@ class Tally(Open):
 
     @property
     def running(self) -> frozenset[str]:
-        """The jobs in flight; one that two workers have, for one of them is dead, is one."""
+        """The jobs in flight, by name."""
         return frozenset(job for holder in self.workers.values() for job in holder.jobs)
+
+    @property
+    def in_flight(self) -> int:
+        """How many there are: each record of a job counts, a redelivered one once."""
+        return together(self.workers.values()).total()
 
     @property
     def waiting(self) -> int:

@@ -77,7 +77,8 @@ def ask(
 
     None: it may start. `mine` are the tenant's jobs that the worker runs: what the tally says of that is overwritten,
     because nobody knows better. A record that is in flight, here or where its worker died, takes nothing more when it
-    is delivered again; another record of the same job does: both may run. Tickets are drawn several at a time; `spare` are those that the worker has left, and so is the last thing that is returned.
+    is delivered again; another record of the same job does, for both may run. Tickets are drawn several at a time;
+    `spare` are those that the worker has left, and so is the last thing that is returned.
     """
     left = [ticket for ticket in spare if ticket <= tally.tail]
     others = together(holder for name, holder in tally.workers.items() if name != worker)

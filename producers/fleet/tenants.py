@@ -34,7 +34,7 @@ class Used:
             "tenant": said.tenant,
             "weight": said.weight,
             "in_flight": said.in_flight,
-            "running": len(tally.running) if tally is not None and said.in_flight else None,
+            "running": tally.in_flight if tally is not None and said.in_flight else None,
             "rate": said.rate,
             "burst": said.depth if said.rate else None,
             "waiting": tally.waiting if tally is not None and said.rate else None,

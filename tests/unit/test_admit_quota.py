@@ -24,9 +24,10 @@ def tally(bench: Bench, tenant: str = "default") -> Tally:
     return parse(Tally, bench.store.read(tally_name(tenant)))
 
 
-def busy(bench: Bench, *jobs: str, beat: int = 5) -> None:
+def busy(bench: Bench, *jobs: str, beat: int = 5, lines: tuple[str, ...] = ()) -> None:
     """Another worker runs these jobs, and lives."""
-    found = Tally(tenant="default", writes=beat, workers={"w9": Holder(beat=beat, jobs=jobs)})
+    holder = Holder(beat=beat, jobs=jobs, lines=lines or tuple(f"of {job}" for job in jobs))
+    found = Tally(tenant="default", writes=beat, workers={"w9": holder})
     bench.store.put(tally_name("default"), found.model_dump_json().encode())
 
 
@@ -196,6 +197,8 @@ def test_one_that_expires_while_it_waits_is_told_so_then() -> None:
 def test_a_job_that_was_handed_over_by_a_dead_worker_need_not_wait() -> None:
     bench = Bench(kind(isolation="thread"))
     bench.allow(in_flight=1)
-    busy(bench, "job-1")
+    busy(bench, "job-1", lines=("t.jobs.say.bulk/0/7",))
     assert bench.run(record(count=2)) is AckType.ACCEPT
     assert bench.events()[-1].type is EventType.SUCCEEDED
+    assert bench.run(record(offset=8)) is AckType.ACCEPT
+    assert bench.events()[-1].type is EventType.POSTPONED, "another record of that job is not the one that it ran"
