@@ -32,9 +32,8 @@ ROTATE_S = 0.025
 """How long a source may wait in vain for a record while others wait for its slot."""
 HORIZON_S = 0.1
 """Light pools buffer what they settle in this time, so that slots never wait for a fetch."""
-BUFFER_LIMIT = 2_000
-ASIDE_LIMIT = 1_000
-"""Records on their way aside, above which no more are sent after them."""
+BUFFER_LIMIT, ASIDE_LIMIT, SMOOTH = 2_000, 1_000, 0.2
+"""Records for light pools; records on their way aside, above which no more follow; weight of the newest slot time."""
 
 
 class Consumer(Protocol):
@@ -100,7 +99,7 @@ class LeaseLoop:
         self._rounds = {id(pool): Round([source for source in sources if source.pool is pool]) for pool in self._pools}
         self._forget, self._gate, self._clock, self._idle_s = forget, gate, clock, idle_s
         self._aside = aside
-        self._queues: dict[str, Tenants] = {}
+        self._queues: dict[str, Source] = {}
         self._spent: deque[tuple[Record, float]] = deque()
         self._kept: deque[Record] = deque()
         self._asides = 0
@@ -108,6 +107,7 @@ class LeaseLoop:
         self._held: dict[Place, Lease] = {}
         self._adrift: dict[int, Lease] = {}
         self._load = dict.fromkeys(map(id, self._pools), 0)
+        self._slot_s = dict.fromkeys(map(id, self._pools), 0.0)
         self._rates = {id(pool): Rate(clock) for pool in self._pools}
         self._settled: deque[tuple[Record, AckType]] = deque()
         self._lost: deque[Place] = deque()
@@ -232,7 +232,9 @@ class LeaseLoop:
         spent = self._spent
         for _ in range(len(spent)):
             record, seconds = spent.popleft()
-            self._queues[record.topic].spent(record, seconds)
+            source = self._queues[record.topic]
+            source.tenants.spent(record, seconds)
+            self._slot_s[id(source.pool)] += SMOOTH * (seconds - self._slot_s[id(source.pool)])
             lease = self._held.get((record.topic, record.partition, record.offset))
             if lease is not None and lease.record is record:
                 lease.charged = True
@@ -352,7 +354,7 @@ class LeaseLoop:
         buffer = 0
         if pool.light:  # a little more than can run, at least one for each source, so that none waits for its turn
             buffer = min(BUFFER_LIMIT, int(self._rates[id(pool)].value * HORIZON_S))
-            if buffer or not self._rates[id(pool)].value:  # unless that turn is nothing beside the wait for a slot
+            if self._slot_s[id(pool)] < HORIZON_S:  # else that is nothing beside the wait for a slot
                 buffer = max(len(mine), buffer)
         room = pool.size + buffer - self._load[id(pool)] - sum(source.promised for source in mine)
         if self._left is None:
@@ -363,14 +365,12 @@ class LeaseLoop:
         if not records:
             return
         self._part()  # what was lost may be among these again, under a new lease
-        since = self._clock()
-        renew_at = since + self._renewal
+        since, renew_at = self._clock(), self._clock() + self._renewal
         if not self._draining:
-            self._queues.setdefault(records[0].topic, source.tenants)
+            self._queues.setdefault(records[0].topic, source)
             records, moved = source.tenants.sort(records, source.pool.size - self._load[id(source.pool)])
             for one in moved:
-                place = one.record.topic, one.record.partition, one.record.offset
-                self._held[place] = Lease(one.record, source, renew_at, aside=True)
+                self._held[one.record[:3]] = Lease(one.record, source, renew_at, aside=True)
                 self._aside(one)
             self._asides += len(moved)
         keep = 0 if self._draining else len(records) if self._left is None else min(self._left, len(records))

@@ -189,7 +189,7 @@ def _turns(lookout: Lookout, place: Place, queue: Sequence[Standing], fleet: Fle
         waiting[name] += 1
         if name == place.tenant and (record.partition, record.offset) != (place.partition, place.offset):
             before = record.offset < place.offset if record.partition == place.partition else None
-            own += dated(record.timestamp_ms) < place.written if before is None else before
+            own += dated(record.timestamp_ms) <= place.written if before is None else before
     del waiting[place.tenant]
     return Turns(own, dict(waiting.most_common(TENANTS)))
 

@@ -45,6 +45,7 @@ class TestGathering:
         for number in range(40):
             desk.submit(f"flood-{number}", tenant="flood")
         for number in range(3):
+            desk.time += timedelta(milliseconds=5)
             desk.submit(f"night-{number}", tenant="night")
         desk.submit("desk-0", tenant="desk")
         desk.time += timedelta(milliseconds=5)

@@ -338,3 +338,18 @@ def test_light_pools_keep_a_buffer_that_grows_with_the_rate() -> None:
                 rig.pool.start()
     assert 10 < most < 2100
     assert rig.state()[1] < 4500
+
+
+@pytest.mark.parametrize(("seconds", "at_hand"), [(0.001, True), (0.5, False)])
+def test_a_light_slot_has_its_next_job_at_hand_unless_jobs_are_long(seconds: float, at_hand: bool) -> None:
+    """However long it takes until an end is durable: that is no work of the slot's."""
+    rig = Rig(1, light=True, lanes=("bulk",))
+    rig.send(times=60)
+    idle = 0
+    for _ in range(20):
+        started = rig.turn(0.3)
+        idle += not started
+        for found in started:
+            rig.pool.end(rig.loop, found)
+            rig.loop.spent(found, seconds)
+    assert (idle <= 2) == at_hand
