@@ -24,7 +24,8 @@ FORMER = "tape-former"
 QUOTA = "tape-quota"
 """TIMES/TICKET: how often the tenant's quota put this record off, and its place in the line for the tenant's rate."""
 CHECKPOINT = "tape-checkpoint"
-"""How far the job's newest checkpoint is, in the job's own measure: an attempt that comes further is not spent."""
+"""REACHED/CREDITS: how far the job's newest checkpoint is, in its own measure, and how many attempts that came further
+than those before went unspent for it."""
 OWN = frozenset({ATTEMPT, PAST, REPLAY, HINT, DUE, TARGET, LINE, FORMER, QUOTA, CHECKPOINT})
 KEPT = 10
 """Attempts whose story is kept: the first and the last ones."""
@@ -75,6 +76,7 @@ class Past(Open):
     hint: Hint = Hint.NONE
     tries: tuple[Try, ...] = ()
     reached: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="how far its newest checkpoint is")
+    credits: int = Field(default=0, ge=0, description="attempts that were not spent, for they came further")
     put_off: int = Field(default=0, ge=0, description="how often a quota put it off since its last attempt")
     ticket: int = Field(default=0, ge=0, description="its place in the line for its tenant's rate; 0: none")
 
@@ -123,13 +125,15 @@ def read(headers: Iterable[Header]) -> Past:
     except ValidationError:
         tries = ()
     hint = next((hint for hint in Hint if hint.value.encode() == found.get(HINT)), Hint.NONE)
+    reached, _, unspent = (found.get(CHECKPOINT) or b"").partition(b"/")
     times, _, ticket = (found.get(QUOTA) or b"").partition(b"/")
     return Past(
         spent=_number(found.get(ATTEMPT)),
         replays=_number(found.get(REPLAY)),
         hint=hint,
         tries=tries,
-        reached=_measure(found.get(CHECKPOINT)),
+        reached=_measure(reached),
+        credits=_number(unspent),
         put_off=_number(times),
         ticket=_number(ticket, 16),
     )
@@ -145,16 +149,16 @@ def write(headers: Sequence[Header], past: Past) -> list[Header]:
         kept.append((REPLAY, str(past.replays).encode()))
     if past.hint is not Hint.NONE:
         kept.append((HINT, past.hint.value.encode()))
-    if past.reached:
-        kept.append((CHECKPOINT, repr(past.reached).encode()))
+    if past.reached or past.credits:
+        kept.append((CHECKPOINT, f"{past.reached!r}/{past.credits}".encode()))
     if past.put_off:
         kept.append((QUOTA, f"{past.put_off}/{past.ticket}".encode()))
     return kept
 
 
-def _measure(raw: bytes | None) -> float:
+def _measure(raw: bytes) -> float:
     try:
-        found = float((raw or b"0")[:40])
+        found = float(raw[:40] or b"0")
     except ValueError:
         return 0.0
     return found if 0 <= found < math.inf else 0.0

@@ -19,7 +19,7 @@ from workers.attempt import Attempt, former_of
 from workers.claim import Busy, Claims, Copy, Over
 from workers.gate import Gate
 from workers.pace import Pace
-from workers.policy import MEMORY, Bury, decide
+from workers.policy import CREDITS, MEMORY, Bury, decide
 from workers.quota import Quotas
 from workers.settle import Settler
 
@@ -198,8 +198,9 @@ class Admission:
             self._over(attempt, claim)
             return None
         for start in claim.lost:
-            death = _died(start, attempt.started_at, spent=start.reached <= past.reached)
-            update = {"hint": Hint.ALONE, "reached": max(past.reached, start.reached)}
+            spent = start.reached <= past.reached or past.credits >= CREDITS
+            death, unspent = _died(start, attempt.started_at, spent=spent), past.credits + int(not spent)
+            update = {"hint": Hint.ALONE, "reached": max(past.reached, start.reached), "credits": unspent}
             past = past.after(death).model_copy(update=update)
         return replace(attempt, number=past.spent + 1, past=past)
 

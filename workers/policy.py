@@ -10,8 +10,8 @@
 | crashed | tried again alone; buried after `Policy.crashes`, whatever the limit of attempts |
 | timeout | tried again `Policy.timeouts` times |
 
-No class goes beyond `Policy.attempts`. An attempt that moved its checkpoint on spends nothing: a job that comes nearer
-to its end with every attempt does end.
+No class goes beyond `Policy.attempts`. An attempt that moved its checkpoint on spends nothing, at most `CREDITS` times:
+a job that comes nearer to its end with every attempt does end.
 Source of the jitter: AWS Architecture Blog, "Exponential Backoff And Jitter" (2015).
 """
 
@@ -32,6 +32,9 @@ MEMORY = frozenset({"TAPE-6003"})
 """Codes of the class `resource` that a smaller batch may cure; for the others only another worker may."""
 SHORTAGES = 2
 """Retries for want of resources: one with less, one elsewhere."""
+CREDITS = 100
+"""Attempts of a job that go unspent for their checkpoints. Ever smaller steps need not lead to an end; a training of
+weeks on nodes that are taken away several times a day stays below it."""
 _HINTS = list(Hint)
 
 
@@ -125,9 +128,10 @@ def decide(
     """Return what follows the failure of attempt number `attempt` (from 1; what exceeds the past died with a worker).
 
     `now` is when this attempt began: up to then the job had waited. `chance` is uniform in [0, 1). `advanced`: the
-    attempt left a newer checkpoint than it found. A dependency's `retry_after` (seconds, in the failure's place) is
-    the least delay, as far as `wait_s` goes.
+    attempt left a newer checkpoint than it found, which helps `CREDITS` times. A dependency's `retry_after` (seconds,
+    in the failure's place) is the least delay, as far as `wait_s` goes.
     """
+    advanced = advanced and past.credits < CREDITS
     if failure.failure is FailureClass.INVALID:
         return Bury("the input is invalid")
     if failure.failure is FailureClass.PERMANENT:

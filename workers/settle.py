@@ -96,7 +96,10 @@ class Settler:
             failure, attempt=attempt.number, started_at=attempt.started_at, ended_at=self._now(), worker=self.worker,
             spent=spent,
         )  # fmt: skip
-        past = attempt.past.after(last).model_copy(update={"reached": max(attempt.past.reached, attempt.reached)})
+        before = attempt.past
+        unspent = before.credits + int(isinstance(decision, Retry) and not decision.spent)
+        update = {"reached": max(before.reached, attempt.reached), "credits": unspent}
+        past = before.after(last).model_copy(update=update)
         return past.model_copy(update={"hint": decision.hint}) if isinstance(decision, Retry) else past
 
     def again(

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
 import pytest
-from worker_twin import Bench, begun, dead, kind, record, tried
+from worker_twin import START, Bench, begun, dead, kind, record, tried
 
 from schemas.claim import Claim
 from schemas.errors import FailureClass, JobError
 from schemas.outcome import Succeeded
 from schemas.past import Past, read, write
+from wire.blobs.memory import Memory
 from wire.share import AckType
-from workers.claim import claim_name
+from workers.claim import Claims, Copy, claim_name
 from workers.context import Context
+from workers.policy import CREDITS
 
 
 def climbing(*tops: float, last: float = 10.0) -> Any:
@@ -59,6 +62,42 @@ def test_who_stays_where_it_was_spends_its_attempts() -> None:
     assert letter.failure.code == "TAPE-6001"
 
 
+def test_steps_that_lead_nowhere_are_spent_at_last() -> None:
+    bench, found = Bench(climbing(*(number * 1e-9 for number in range(1, CREDITS + 9)))), record()
+    for number in range(1, CREDITS + 1):
+        assert bench.run(found) is AckType.ACCEPT
+        past = bench.waiting()[-1].past
+        assert (past.spent, past.credits) == (0, number)
+        found = bench.waiting()[-1].record
+        bench.clock.advance(3600)
+    assert bench.run(found) is AckType.ACCEPT
+    assert bench.waiting()[-1].past.spent == 1
+    bench.clock.advance(3600)
+    assert bench.run(bench.waiting()[-1].record) is AckType.REJECT
+    [(_, _, _, letter)] = dead(bench)
+    assert (letter.past.spent, letter.past.credits) == (2, CREDITS)
+
+
+@pytest.mark.parametrize(("unspent", "attempt"), [(CREDITS - 1, 1), (CREDITS, 2)])
+def test_deaths_have_no_more_credit_than_that_either(unspent: int, attempt: int) -> None:
+    bench = Bench(kind(max_attempts=3))
+    begun(bench)
+    claim = bench.claim().model_copy(update={"reached": 40.0})
+    bench.store.put(claim_name("job-1"), claim.model_dump_json().encode())
+    assert bench.run(record(count=2, past=Past(credits=unspent))) is AckType.ACCEPT
+    assert bench.outcome("job-1").attempt == attempt
+
+
+def test_who_comes_less_far_than_an_attempt_that_died_is_spent() -> None:
+    bench = Bench(climbing(30.0))
+    begun(bench)
+    claim = bench.claim().model_copy(update={"reached": 40.0})
+    bench.store.put(claim_name("job-1"), claim.model_dump_json().encode())
+    bench.run(record(count=2))
+    (waits,) = bench.waiting()
+    assert (waits.past.spent, waits.past.reached, waits.past.credits) == (1, 40.0, 1)
+
+
 def test_a_death_is_no_attempt_where_the_checkpoint_came_further() -> None:
     bench = Bench(kind(max_attempts=1))
     begun(bench)
@@ -96,6 +135,31 @@ def test_the_claim_tells_at_once_how_far_the_job_is() -> None:
     assert len({claim.start.epoch for claim in seen}) == 1
 
 
+def test_the_thread_writes_a_checkpoint_down_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Noted(Memory):
+        kept = threading.Event()
+
+        def put(self, name: str, source: Any, **options: Any) -> Any:
+            if b'"reached":40' in bytes(source).replace(b" ", b""):
+                self.kept.set()
+            return super().put(name, source, **options)
+
+    monkeypatch.setattr("workers.claim.BEAT_S", 3_600.0)  # no beat comes to its aid
+    store = Noted()
+    claims = Claims(worker="w1", store=lambda: store, now=lambda: START)
+    assert isinstance(claims.take("job-1", Copy("t/0/7", "t/0/7")), Claim)
+    slept = threading.Event()
+    real = claims._hurry.wait
+    monkeypatch.setattr(claims._hurry, "wait", lambda seconds: (slept.set(), real(seconds)))
+    claims.start()
+    try:
+        assert slept.wait(20)
+        claims.reach("job-1", 40.0)
+        assert store.kept.wait(20)
+    finally:
+        claims.stop()
+
+
 @pytest.mark.parametrize("checkpoint", [-1.0, math.inf, math.nan, 10**400, "1", None])
 def test_what_is_no_checkpoint(checkpoint: Any) -> None:
     bench = Bench(kind(lambda context, _: context.advanced(checkpoint)))
@@ -106,13 +170,14 @@ def test_what_is_no_checkpoint(checkpoint: Any) -> None:
 
 @pytest.mark.parametrize("reached", [0.0, 1.0, 1e-3, 123456.75, 1e300])
 def test_the_header_keeps_the_measure(reached: float) -> None:
-    past = tried((FailureClass.TRANSIENT, "TAPE-6001")).model_copy(update={"reached": reached})
+    update = {"reached": reached, "credits": 7 if reached else 0}
+    past = tried((FailureClass.TRANSIENT, "TAPE-6001")).model_copy(update=update)
     headers = write([("mine", b"1")], past)
     assert read(headers) == past
     assert (("tape-checkpoint" in dict(headers)) is True) == (reached > 0)
 
 
-@pytest.mark.parametrize("raw", [b"nan", b"-1", b"inf", b"x", b"", b"1" * 4000, None])
+@pytest.mark.parametrize("raw", [b"nan", b"-1", b"inf/x", b"x/-1", b"/", b"", b"1" * 4000, None])
 def test_a_strange_header_counts_as_nothing(raw: bytes | None) -> None:
     past = read([("tape-checkpoint", raw), ("tape-attempt", b"2")])
     assert past.spent == 2
