@@ -187,7 +187,7 @@ class TestWhy:
 
     def test_a_job_in_its_queue_that_would_be_put_off(self, desk: Desk) -> None:
         desk.present()
-        desk.submit("j", tenant="acme")
+        desk.submit("j", told=False, tenant="acme")
         desk.tell("j", EventType.QUEUED, tenant="acme")
         assert desk.why("j").blocker is not Blocker.QUOTA
         allow(desk.lookout, "acme", {"in_flight": 1})
