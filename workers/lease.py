@@ -32,8 +32,9 @@ ROTATE_S = 0.025
 """How long a source may wait in vain for a record while others wait for its slot."""
 HORIZON_S = 0.1
 """Light pools buffer what they settle in this time, so that slots never wait for a fetch."""
-BUFFER_LIMIT, ASIDE_LIMIT, SMOOTH = 2_000, 1_000, 0.2
-"""Records for light pools; records on their way aside, above which no more follow; weight of the newest slot time."""
+BUFFER_LIMIT, ASIDE_LIMIT, SMOOTH, BATCH_S = 2_000, 1_000, 0.2, 3.0 / 500
+"""Records for light pools; records on their way aside, above which no more follow; weight of the newest slot time; slot
+time below which whole batches are taken, of up to 500 records: three seconds' work for one slot."""
 
 
 class Consumer(Protocol):
@@ -44,7 +45,7 @@ class Consumer(Protocol):
     @property
     def lock_timeout(self) -> float: ...
     def poll(self, max_records: int, timeout: float) -> Sequence[ShareRecord]: ...
-    def focus(self, partitions: Collection[int] | None) -> None: ...
+    def focus(self, partitions: Collection[int] | None, *, batches: bool = True) -> None: ...
     def acknowledge(self, record: ShareRecord, kind: AckType = ...) -> None: ...
     def flush(self, timeout: float) -> None: ...
     def close(self, timeout: float) -> None: ...
@@ -185,7 +186,7 @@ class LeaseLoop:
     def step(self) -> None:
         """One turn: acknowledge, give back, renew, acquire."""
         self.beat = self._clock()
-        self._charge()  # before the acknowledgements: what was charged is not held any more
+        self._charge()
         self._acknowledge()
         if self._idle():
             self._draining = True
@@ -312,8 +313,7 @@ class LeaseLoop:
         if not waiting:
             turn.asked_at = self.beat
         elif asking and self.beat - turn.asked_at >= ROTATE_S:
-            # Fewer free slots than sources: who waited in vain for a while gives its turn to the next.
-            turn.skip(waiting)
+            turn.skip(waiting)  # fewer free slots than sources: who waited in vain gives its turn to the next
             turn.asked_at = self.beat
             for source in waiting:
                 self._take(source, source.consumer.poll(0, 0.0))
@@ -334,6 +334,7 @@ class LeaseLoop:
     def _ask(self, pool: Pool, turn: Round[Source], asking: Sequence[Source], rooms: dict[str, int | None]) -> None:
         """Ask the sources for what there is room for; one whose dependency is on trial for one job in all."""
         room = self._room(pool, turn.sources)
+        batches = 0.0 < self._slot_s[id(pool)] < BATCH_S * pool.size
         for place, source in enumerate(asking):
             if room <= 0:
                 break
@@ -345,7 +346,7 @@ class LeaseLoop:
                     continue
             if (plan := source.tenants.plan(share, dig=self._asides <= ASIDE_LIMIT)) is None:
                 continue
-            source.consumer.focus(plan.partitions)
+            source.consumer.focus(plan.partitions, batches=batches)
             records = source.consumer.poll(plan.count, 0.0)
             room -= min(share, len(records)) + source.promised
             self._take(source, records)

@@ -25,8 +25,6 @@ from workers.tenants import Tenants
 
 _LOG = structlog.get_logger("tickertape.worker")
 ROTATING_WAIT_S, LONG_WAIT_S = 0.02, 0.25
-BATCH_FROM = 64
-"""Room for so many records is room for a batch, which may hold hundreds; slow jobs must not be hoarded."""
 ACK_LINGER_S = 0.02
 """Under load acknowledgements wait this long for company."""
 
@@ -116,7 +114,6 @@ def share_config(settings: Settings, worker: str, *, batch: bool, crowded: bool)
         client_id=worker,
         security=keep,
         mode=AcquireMode.BATCH if batch else AcquireMode.RECORD_LIMIT,
-        batch_from=BATCH_FROM,
         ack_linger=ACK_LINGER_S,
         max_wait=ROTATING_WAIT_S if crowded else LONG_WAIT_S,
     )

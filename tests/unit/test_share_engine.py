@@ -355,13 +355,14 @@ def test_shared_net_stays_open(bench: Bench) -> None:
     net.close()
 
 
-@pytest.mark.parametrize(("wanted", "mode"), [(64, AcquireMode.BATCH), (63, AcquireMode.RECORD_LIMIT)])
-def test_batch_mode_is_for_whoever_wants_many(bench: Bench, wanted: int, mode: AcquireMode) -> None:
-    fill(bench.cluster, 64)
-    config = ShareConfig(bootstrap_servers="fake", mode=AcquireMode.BATCH, batch_from=64, backoff=0.001)
+@pytest.mark.parametrize(("batches", "mode"), [(True, AcquireMode.BATCH), (False, AcquireMode.RECORD_LIMIT)])
+def test_batch_mode_is_asked_for_unless_nobody_wants_batches(bench: Bench, batches: bool, mode: AcquireMode) -> None:
+    fill(bench.cluster, 2)
+    config = ShareConfig(bootstrap_servers="fake", mode=AcquireMode.BATCH, backoff=0.001)
     consumer = bench.consumer(config=config)
-    bench.gather(consumer, wanted)
-    assert next(r.share_acquire_mode for kind, r in bench.cluster.requests if kind == "fetch") == mode
+    consumer.focus(None, batches=batches)
+    bench.gather(consumer, 2)
+    assert {r.share_acquire_mode for kind, r in bench.cluster.requests if kind == "fetch"} == {mode}
 
 
 def test_a_chosen_partition_is_read_by_the_record(bench: Bench) -> None:

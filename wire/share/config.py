@@ -17,7 +17,6 @@ class ShareConfig:
     `security` holds kafka-python's own connection settings (security_protocol, sasl_*, ssl_*, proxy_url …), passed on
     as they are. A long poll lasts `max_wait`; since a session has one request in flight, an acknowledgement waits at
     most that long. `ack_linger` is how long an acknowledgement waits for a fetch to ride on when the session is free.
-    With `AcquireMode.BATCH`, fetches for fewer records than `batch_from` are strict all the same.
     When there are more leaders than records wanted, the leaders are asked in turn, each for `rotate_wait`.
     With `every_partition`, the member reads all partitions of its topics, not only the assigned ones, so that a dead
     member's partitions do not wait for the group to notice; for groups of very many members, turn it off (README.md).
@@ -29,7 +28,6 @@ class ShareConfig:
     rack: str | None = None
     security: Mapping[str, Any] = field(default_factory=dict, repr=False)
     mode: AcquireMode = AcquireMode.RECORD_LIMIT
-    batch_from: int = 1
     every_partition: bool = True
     max_wait: float = 0.25
     rotate_wait: float = 0.05

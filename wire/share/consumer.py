@@ -81,11 +81,13 @@ class ShareConsumer:
         assert self._mail.fatal is not None
         raise self._mail.fatal
 
-    def focus(self, partitions: Collection[int] | None) -> None:
+    def focus(self, partitions: Collection[int] | None, *, batches: bool = True) -> None:
         """Fetch from these partitions (of every topic) only, or from all again; leases elsewhere are kept.
 
-        It holds from the next fetch on: what is under way, or has arrived, may be of others.
+        Without `batches`, and from chosen partitions, never more comes than was asked for, in any mode. It holds from
+        the next fetch on: what is under way, or has arrived, may be of others.
         """
+        self._engine.fetcher.batches = batches
         wanted = None if partitions is None else frozenset(partitions)
         if wanted != self._engine.fetcher.focus:
             self._engine.fetcher.focus = wanted

@@ -59,6 +59,7 @@ class Fetcher:
         self._hot: set[int] = set()
         self._turn = 0
         self.focus: frozenset[int] | None = None
+        self.batches = True
         self.closing = False
 
     @property
@@ -203,7 +204,7 @@ class Fetcher:
             max_bytes=self._config.max_bytes,
             max_records=share,
             batch_size=min(share, _BATCH_SIZE),
-            mode=int(self._mode(share)),
+            mode=int(self._mode()),
             added=step.added,
             # A partition that is named for its acknowledgements alone would be fetched from, too.
             forgotten=step.forgotten.union(acks.keys() - read),
@@ -221,10 +222,9 @@ class Fetcher:
         )
         return self._unpack(line, response, share, time.monotonic() - began) or refused
 
-    def _mode(self, share: int) -> AcquireMode:
-        """Whoever wants few records, or chooses partitions, gets no more than asked for: a batch may hold hundreds."""
-        strict = share < self._config.batch_from or self.focus is not None
-        return AcquireMode.RECORD_LIMIT if strict else self._config.mode
+    def _mode(self) -> AcquireMode:
+        """Whoever chooses partitions, or wants no batches, gets no more than asked for: a batch may hold hundreds."""
+        return self._config.mode if self.batches and self.focus is None else AcquireMode.RECORD_LIMIT
 
     def _unpack(self, line: Line, response: Any, share: int, seconds: float) -> ShareError | None:
         """Hand over what was acquired. Returns the first partition's error: it asks for a pause."""

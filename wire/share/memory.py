@@ -207,7 +207,7 @@ class MemoryShareConsumer:
             self._listener.on_fetch(len(records), sum(len(r.value or b"") for r in records), 0.0)
         return records
 
-    def focus(self, partitions: Collection[int] | None) -> None:
+    def focus(self, partitions: Collection[int] | None, *, batches: bool = True) -> None:
         """Acquire from these partitions only, or from all again; see `ShareConsumer.focus`."""
         with self._log.changed:
             self._focus = None if partitions is None else frozenset(partitions)
