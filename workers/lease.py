@@ -33,8 +33,7 @@ ROTATE_S = 0.025
 HORIZON_S = 0.1
 """Light pools buffer what they settle in this time, so that slots never wait for a fetch."""
 BUFFER_LIMIT, ASIDE_LIMIT, SMOOTH, BATCH_S = 2_000, 1_000, 0.2, 3.0 / 500
-"""Records for light pools; records on their way aside, above which no more follow; weight of the newest slot time; slot
-time below which whole batches are taken, of up to 500 records: three seconds' work for one slot."""
+"""Records for light pools; on their way aside; the newest slot time's weight; slot time for which batches are taken."""
 
 
 class Consumer(Protocol):
