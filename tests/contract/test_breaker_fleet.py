@@ -41,6 +41,8 @@ class Member:
 
     def follow(self, settings: Settings) -> None:
         for record in follow_control(settings, self.topic)(self.stop):
+            if record is None:  # all that was there is read
+                continue
             message = read(record.value)
             assert isinstance(message, Breaker)
             with self.news:

@@ -135,7 +135,8 @@ def test_a_lone_member_gains_everything_and_reads_each_record_once(world: World)
     reader = world.reader()
     assert reader.intake.owned() == set()
     until(lambda: len(reader.values) == 2, reader)
-    assert (reader.lost, reader.gained) == ([], [world.places])
+    # A broker may share out once more what it has just shared out, before anything was read.
+    assert (reader.lost, reader.gained) in (([], [world.places]), ([world.places], [world.places]))
     assert reader.intake.owned() == world.places
     first, second = reader.records
     assert (first.topic, first.partition, first.offset, first.key, first.value) == (world.topic, 1, 0, b"k", b"1")

@@ -8,6 +8,7 @@ kafka-python, which may answer with offsets it asked for before a rebalance.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ EVERYTHING = 1 << 30
 """What is left over from a poll when its partition is held never comes again (kafka-python 3.0.12 keeps it aside and
 takes it up only if nothing else was fetched since), so nothing may be left over; `fetch_max_bytes` is the bound."""
 
+METADATA_MS, KNOWN_S, PAUSE_S = 5_000, 5.0, 0.1
+"""How old a member's knowledge of its topics may be, and how long a new member waits for the first of it, and looks."""
 REJOIN_MS = 20_000
 """How long the group waits for a member that does not come back when partitions are shared out anew."""
 
@@ -72,11 +75,15 @@ class KafkaIntake:
                 max_partition_fetch_bytes=256 << 10,
                 fetch_max_bytes=8 << 20,
                 partition_assignment_strategy=(RoundRobinPartitionAssignor,),
+                # Who leads the group shares out what it knows of: a topic it has not heard of waits this long.
+                metadata_max_age_ms=METADATA_MS,
                 metrics_enabled=False,
                 kafka_client=client,
             )
             for topic in topics:  # a leader of the group that knows none yet shares out nothing, and not always anew
-                self._consumer.partitions_for_topic(topic)
+                until = time.monotonic() + KNOWN_S
+                while not self._consumer.partitions_for_topic(topic) and time.monotonic() < until:
+                    time.sleep(PAUSE_S)
         except Exception as error:
             self._link.close()
             for each in opened:
