@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 from worker_twin import NAMES, START, Bench, Entry, dead, kind, raising, raw, record, request
 
 from schemas.errors import (
@@ -314,18 +314,24 @@ def test_progress_is_told_and_small_labels_are_kept() -> None:
 
 
 @pytest.mark.parametrize("data", [{"text": "\ud800"}, {"what": object()}, {"checkpoint": 10**400, "text": "\ud800"}])
-def test_progress_that_cannot_be_told_is_dropped_and_harms_no_job(data: dict[str, Any]) -> None:
+def test_progress_that_cannot_be_told_is_dropped_and_harms_no_job(
+    data: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def handler(context: Context, _: object) -> Succeeded:
         context.progress(**data)
         context.progress(step=2)
         return Succeeded(result={"done": True})
 
     bench = Bench(kind(handler))
-    with capture_logs() as logs:
-        bench.run(record())
+    logs: list[dict[str, Any]] = []
+    told = SimpleNamespace(
+        info=lambda *_, **__: None, warning=lambda event, **more: logs.append({"event": event, **more})
+    )
+    monkeypatch.setattr("workers.execute._LOG", told)
+    bench.run(record())
     assert bench.outcome("job-1").result == {"done": True}
     assert [event.progress for event in bench.events() if event.progress] == [{"step": 2}]
-    (warning,) = [entry for entry in logs if entry["log_level"] == "warning"]
+    (warning,) = logs
     assert (warning["event"], warning["job"]) == ("progress dropped, it cannot be told", "job-1")
     assert warning["error"].isascii()
 

@@ -84,6 +84,7 @@ def test_what_goes_aside_is_the_same_record_on_the_same_line(log: MemoryLog, clo
         assert dict(entry.headers)["tape-line"] == f"{TOPIC}/0/{old.offset}".encode()
 
 
+@pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisDeprecationWarning")  # threads of others use `random`
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_every_job_runs_once_whoever_it_belongs_to(data: st.DataObject) -> None:
