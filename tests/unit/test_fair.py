@@ -130,6 +130,7 @@ def test_the_account_of_who_left_is_closed() -> None:
     assert most < 10
 
 
+@pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisDeprecationWarning")  # threads of others use `random`
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_the_backlog_is_what_was_seen_less_what_passed(data: st.DataObject) -> None:
