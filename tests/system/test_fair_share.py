@@ -72,17 +72,19 @@ def test_the_line_is_told_by_turns(fleet: Fleet, client: Client) -> None:
         )
         assert shared
         # Who cannot count all that waits in two seconds, on a busy machine, tells the place in the queue instead.
-        told = []
+        told: list[int | None] = []
 
-        def ahead() -> list[int | None]:
-            told.append([why(lookout, job).ahead for job in desk])
+        def ahead_of(job: str) -> int | None:
+            told.append(why(lookout, job).ahead)
             return told[-1]
 
-        assert wait_until(lambda: ahead() == [1, 3, 5], deadline_s=60), told
-        assert why(lookout, desk[0]).facts["waiting of other tenants"]["flood"] >= MANY
-        last = why(lookout, flood[-1]).ahead
-        assert last is not None
-        assert last == pytest.approx(MANY, rel=0.1)
+        def flood_before(job: str) -> int:
+            return why(lookout, job).facts.get("waiting of other tenants", {}).get("flood", 0)
+
+        assert wait_until(lambda: [ahead_of(job) for job in desk] == [1, 3, 5], deadline_s=60), told
+        assert wait_until(lambda: flood_before(desk[0]) >= MANY, deadline_s=60)
+        # An estimate: the broker dates whole batches, each a thousand jobs or two of one partition.
+        assert wait_until(lambda: ahead_of(flood[-1]) == pytest.approx(MANY, rel=0.3), deadline_s=60), told
 
 
 def test_a_worker_that_dies_while_it_sorts_loses_and_doubles_nothing(fleet: Fleet, client: Client) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -197,11 +198,13 @@ def test_a_large_result_passes_and_a_huge_one_fails(runner: ChildRunner) -> None
     assert failure(run(runner, attempt("flood", size=5_000_000))).code == "TAPE-6011"
 
 
-def test_what_a_handler_prints_harms_nothing(runner: ChildRunner, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_a_handler_prints_harms_nothing(runner: ChildRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = io.StringIO()  # a thread writes to it: what `capfd` reads meanwhile may be truncated away
+    monkeypatch.setattr(sys, "stderr", printed)
     verdict = run(runner, attempt("chatter"))
     assert isinstance(verdict, Succeeded)
     assert verdict.result == {"text": "said"}
-    assert wait_until(lambda: "verdict" in capfd.readouterr().err, deadline_s=5)
+    assert wait_until(lambda: "verdict" in printed.getvalue(), deadline_s=5)
 
 
 def test_a_cancelled_job_stops_and_its_child_lives_on(runner: ChildRunner) -> None:
