@@ -10,12 +10,11 @@ from datetime import datetime
 import structlog
 
 from schemas.claim import End, Start
-from schemas.dead import Place
 from schemas.errors import ConflictError, FailureClass, JobError, UnavailableError
 from schemas.event import EventType
 from schemas.outcome import Cancelled, Failed, Failure
 from schemas.past import ATTEMPT, Hint, Try
-from workers.attempt import Attempt, former_of
+from workers.attempt import Attempt, former_of, place_of
 from workers.claim import Busy, Claims, Copy, Over
 from workers.gate import Gate
 from workers.pace import Pace
@@ -142,7 +141,7 @@ class Admission:
         if job.not_before is not None and attempt.started_at < job.not_before:
             wait_s = (job.not_before - attempt.started_at).total_seconds()
             settler.again(attempt, attempt.past, EventType.POSTPONED, delay_s=wait_s)
-        elif self._elsewhere(attempt):
+        elif attempt.elsewhere(self._settler.worker):
             short = JobError("short of resources here", code="TAPE-6003", hint="another worker may have more")
             settler.release(attempt, Failure.of(short))
         else:
@@ -155,12 +154,6 @@ class Admission:
         if end is None or (needed := self.pace.p95(attempt.kind.name)) is None:
             return None
         return needed if (end - attempt.started_at).total_seconds() < needed else None
-
-    def _elsewhere(self, attempt: Attempt) -> bool:
-        """Whether to leave the job to another worker: once, for there may be none."""
-        past = attempt.past
-        ours = bool(past.tries) and past.tries[-1].worker == self._settler.worker
-        return past.hint is Hint.ELSEWHERE and ours and attempt.record.delivery_count == 1
 
     def _over_quota(self, attempt: Attempt) -> bool:
         """Put a job off while its tenant has no room for it; that is no attempt, and no wait that ever ends badly."""
@@ -184,7 +177,7 @@ class Admission:
         """Write the start down; None when another worker runs the job."""
         record, past = attempt.record, attempt.past
         copy = Copy(
-            place=str(Place(record.topic, record.partition, record.offset)), line=attempt.line, spent=past.spent,
+            place=str(place_of(record)), line=attempt.line, spent=past.spent,
             replays=past.replays, fresh=all(name != ATTEMPT for name, _ in record.headers),
             redelivered=record.delivery_count > 1, former=former_of(record),
         )  # fmt: skip

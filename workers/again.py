@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import structlog
 
-from workers.attempt import Record
+from workers.attempt import Record, place_of
 
 _LOG = structlog.get_logger("tickertape.again")
 FIRST_S, LONGEST_S = 0.5, 30.0
@@ -45,7 +45,7 @@ class Again:
 
     def later(self, record: Record, call: Callable[[], None]) -> None:
         """Call `call` after a pause; each further try for the same record waits longer."""
-        place = (record.topic, record.partition, record.offset)
+        place = place_of(record)
         with self._changed:
             tries = self._tries[place] = self._tries.get(place, 0) + 1
             due = self._clock() + pause(tries, self._chance())
@@ -56,7 +56,7 @@ class Again:
         """The record is settled: its next trouble, if any, starts with the shortest pause."""
         if self._tries:
             with self._changed:
-                self._tries.pop((record.topic, record.partition, record.offset), None)
+                self._tries.pop(place_of(record), None)
 
     @property
     def pending(self) -> int:

@@ -10,11 +10,10 @@ from queue import SimpleQueue
 
 import structlog
 
-from schemas.dead import Place
 from schemas.past import FORMER, LINE
 from wire.publish import Publisher, Sent
 from wire.share import AckType
-from workers.attempt import Record, line_of
+from workers.attempt import Record, line_of, place_of
 from workers.tenants import Moved
 
 _LOG = structlog.get_logger("tickertape.aside")
@@ -59,7 +58,7 @@ class Aside:
         if not any(name == LINE and raw for name, raw in headers):
             headers = (*headers, (LINE, line_of(record).encode()))
         if record.delivery_count > 1:
-            headers = (*headers, (FORMER, str(Place(record.topic, record.partition, record.offset)).encode()))
+            headers = (*headers, (FORMER, str(place_of(record)).encode()))
         try:
             sent = self._publisher.publish(
                 record.topic, key=record.key, value=record.value, headers=headers, partition=moved.partition

@@ -74,6 +74,11 @@ class Attempt:
         """Whether it left a newer checkpoint than any attempt before it."""
         return self.reached > self.past.reached
 
+    def elsewhere(self, worker: str) -> bool:
+        """Whether another worker should try it after it failed at this one: once, for there may be none."""
+        ours = bool(self.past.tries) and self.past.tries[-1].worker == worker
+        return self.past.hint is Hint.ELSEWHERE and ours and self.record.delivery_count == 1
+
     @property
     def suspect(self) -> bool:
         """Whether workers died of this job, or may have: it runs beside no other suspect."""
@@ -107,15 +112,23 @@ class Attempt:
         return self.job.timeout_s or self.kind.timeout_s
 
 
+def place_of(record: Written) -> Place:
+    """Return where a record lies."""
+    return Place(record.topic, record.partition, record.offset)
+
+
 def line_of(record: Written) -> str:
     """Return TOPIC/PARTITION/OFFSET of a record, or of the one that it is a copy of."""
-    told = next((raw for name, raw in record.headers if name == LINE and raw), b"")
-    return told.decode("utf-8", "replace")[:LONGEST] or str(Place(record.topic, record.partition, record.offset))
+    return _place_in(record, LINE) or str(place_of(record))
 
 
 def former_of(record: Written) -> str:
     """Return the place of the redelivered record that this one was put aside from, if it was; else nothing."""
-    told = next((raw for name, raw in record.headers if name == FORMER and raw), b"")
+    return _place_in(record, FORMER)
+
+
+def _place_in(record: Written, header: str) -> str:
+    told = next((raw for name, raw in record.headers if name == header and raw), b"")
     return told.decode("utf-8", "replace")[:LONGEST]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from schemas.dead import Place
 from schemas.quota import Tally
 from workers.tally import Ask, Full, Held
 
@@ -19,9 +20,6 @@ GAP_S = 10.0
 """The most that one look after another counts for as silence: the store may have been away in between, for all."""
 LOOK_S = 0.25
 """A job is put off by what was read within this time."""
-
-Place = tuple[str, int, int]
-"""Topic, partition and offset of the record by which a job is asked for."""
 
 
 @dataclass(slots=True)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 
 from schemas.errors import TapeError, UnavailableError
 from schemas.outcome import Failed, Failure, Succeeded, Verdict
-from schemas.past import Hint
 from workers.attempt import Attempt
 from workers.breaker import Allowed, Breakers, Paused
 from workers.failures import dependency, suspect
@@ -65,7 +64,7 @@ class Gate:
         """Return None when the attempt may run, else why not: its place tells for how many seconds."""
         if (reason := self.device) is not None and attempt.kind.recorded:
             return Failure.of(_away("device", reason, HANDED_ON_S))
-        if self._others(attempt):
+        if attempt.elsewhere(self._breakers.worker):  # `workers.admit` lets go of it
             self._left[attempt.kind.name] = self._clock() + LEFT_S
         if self._breakers.calm:
             return None
@@ -77,13 +76,6 @@ class Gate:
         if self._breakers.take(answer, attempt.id):
             return None
         return Failure.of(_away(answer.dependencies[0], "another job tries it", 1.0))
-
-    def _others(self, attempt: Attempt) -> bool:
-        """Whether the job failed here and should be tried by another worker; `workers.admit` lets go of it, once."""
-        past = attempt.past
-        if past.hint is not Hint.ELSEWHERE or attempt.record.delivery_count > 1:
-            return False
-        return bool(past.tries) and past.tries[-1].worker == self._breakers.worker
 
     def tell(self, attempt: Attempt, verdict: Verdict) -> None:
         """Take in how an attempt went."""

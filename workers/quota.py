@@ -28,8 +28,8 @@ from schemas.outcome import Failure
 from schemas.past import Past
 from schemas.quota import Tally, tally_name
 from wire.blobs import Blobs
-from workers.attempt import Attempt
-from workers.desk import LOOK_S, Asked, Desk, Place
+from workers.attempt import Attempt, place_of
+from workers.desk import LOOK_S, Asked, Desk
 from workers.tally import Ask, Full, ask, passed, without
 
 _LOG = structlog.get_logger("tickertape.quota")
@@ -115,7 +115,7 @@ class Quotas:
             return None
         desk = self._desk(quota.tenant)
         again = attempt.record.delivery_count > 1
-        asked = Asked(Ask(attempt.id, attempt.line, attempt.past.ticket, again), _place(attempt))
+        asked = Asked(Ask(attempt.id, attempt.line, attempt.past.ticket, again), place_of(attempt.record))
         desk.line_up(asked)
         with desk.talk:  # whoever comes first asks for all that wait here
             if not asked.answered:
@@ -127,7 +127,7 @@ class Quotas:
     def leave(self, attempt: Attempt) -> None:
         """The attempt is over, whatever came of it; one that was not let in leaves nothing."""
         desk = self._desks.get(attempt.job.tenant) if self._desks else None
-        if desk is not None and desk.leave(_place(attempt)):
+        if desk is not None and desk.leave(place_of(attempt.record)):
             self._hurry.set()
 
     def beat(self) -> float:
@@ -256,11 +256,6 @@ class Quotas:
             if self._hurry.wait(self.beat()):
                 self._stopped.wait(LINGER_S)
                 self._hurry.clear()
-
-
-def _place(attempt: Attempt) -> Place:
-    record = attempt.record
-    return record.topic, record.partition, record.offset
 
 
 def _free(name: str) -> Tenant:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from schemas.codec import tenant_of
 from wire.share import Record
-from workers.attempt import Written
+from workers.attempt import Written, place_of
 from workers.fair import QUANTUM_S, Backlog, Nearest, Shares
 
 CROWDED_S = 0.5
@@ -242,7 +242,7 @@ class Tenants:
 
     def spent(self, record: Written, seconds: float) -> None:
         """A job used its slot for so many seconds."""
-        self.shares.ended(_place(record), seconds, self._clock())
+        self.shares.ended(place_of(record), seconds, self._clock())
 
     def _sorted(self, records: Sequence[Record], room: int) -> tuple[list[Record], list[Moved]]:
         now, goal = self._clock(), self._goal
@@ -259,7 +259,7 @@ class Tenants:
                 aside.append(Moved(record, homes[key]))
             else:
                 run.append(record)
-                self.shares.started(tenant, _place(record), now)
+                self.shares.started(tenant, place_of(record), now)
         if goal is not None and goal.dig:  # what cannot go aside is held here: then one at a time
             self._size = min(DIG, self._size * 2) if aside and len(run) <= 1 else 1
         self._credit = min(float(BURST), self._credit - len(aside) + EACH * len(run))
@@ -278,7 +278,7 @@ class Tenants:
         """Charge the tenants of the lane only while there are several."""
         counting, now = len(self._everybody()) > 1, self._clock()
         if counting and (not self._counting or now - self._checked_at >= CHECK_S):
-            running = {_place(record): (record, since) for record, since in self._running()}
+            running = {place_of(record): (record, since) for record, since in self._running()}
             self.shares.only(running)
             for place, (record, since) in running.items():
                 # Who was alone did nobody wrong, but is not the next again.
@@ -304,13 +304,11 @@ class Tenants:
         self._backlog, self._goal, self._probed, self._counting = Backlog(), None, {}, False
         self._names = set()
 
-    def _notice(self, records: Collection[Record]) -> None:
+    def _notice(self, records: Sequence[Record]) -> None:
         """Records that waited long came out of a crowd, even if there is room each time somebody looks."""
-        for record in records:
-            stamp = getattr(record, "timestamp_ms", 0)
-            if stamp > 0 and self._wall() - stamp / 1000 > OLD_S:
-                self._crowded_at = self._clock()
-            return  # the first one tells
+        stamp = records[0].timestamp_ms  # the first one tells
+        if stamp > 0 and self._wall() - stamp / 1000 > OLD_S:
+            self._crowded_at = self._clock()
 
     def _before(self, record: Record, tenant: str, goal: _Goal, enough: bool) -> bool:
         """Whether a record is in the way of those that are wanted, or came along while there are `enough` of them."""
@@ -318,7 +316,3 @@ class Tenants:
         if record.partition != near.partition or tenant == goal.tenant or not self._movable(record):
             return False
         return enough or (goal.dig and record.offset < near.offset)
-
-
-def _place(record: Written) -> tuple[str, int, int]:
-    return record.topic, record.partition, record.offset
