@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from fleet import Fleet
+
     from wire.broker import NativeBroker, Runtime
     from wire.settings import Settings
 
@@ -61,3 +63,12 @@ def settings(tmp_path: Path, broker: NativeBroker) -> Settings:
         partitions=4,
         store_url=f"dir:{tmp_path / 'store'}",
     )
+
+
+@pytest.fixture
+def fleet(settings: Settings, tmp_path: Path) -> Iterator[Fleet]:
+    """Real workers on the session's broker, ended with the test."""
+    from fleet import Fleet
+
+    with Fleet(settings, tmp_path) as made:
+        yield made

@@ -11,9 +11,8 @@ from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetr
 from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry, generate_latest
 
-from schemas.errors import SetupError
 from wire.settings import Settings
-from wire.telemetry import bounded
+from wire.telemetry import bounded, no_exporter
 
 EVERY_S = 15.0
 """How often a collector is told."""
@@ -65,10 +64,6 @@ def _told(endpoint: str) -> MetricReader:
     try:
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
     except ImportError as error:
-        raise SetupError(
-            "a collector is configured but its exporter is not installed",
-            code="TAPE-8003",
-            hint="pip install 'tickertape[otlp]', or unset TAPE_OTLP_ENDPOINT",
-        ) from error
+        raise no_exporter() from error
     exporter = OTLPMetricExporter(endpoint=endpoint.rstrip("/") + "/v1/metrics", timeout=5)
     return PeriodicExportingMetricReader(exporter, export_interval_millis=EVERY_S * 1000)

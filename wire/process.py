@@ -6,6 +6,7 @@ started it, so a state file that outlived a reboot never leads to the wrong proc
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import json
 import os
@@ -71,6 +72,12 @@ def spawn(command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = 
             hint="check that the program is installed and the log's folder can be written",
         ) from error
     return Process(pid, _born(pid) or "gone")
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends (Linux; PR_SET_PDEATHSIG of prctl(2))."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
 
 
 def alive(process: Process) -> bool:

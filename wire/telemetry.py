@@ -122,6 +122,15 @@ def traces_folder(settings: Settings) -> Path:
     return settings.trace_file.parent if settings.trace_file else settings.home / "traces"
 
 
+def no_exporter() -> SetupError:
+    """Return what to raise where a collector is configured, but not what speaks to it."""
+    return SetupError(
+        "a collector is configured but its exporter is not installed",
+        code="TAPE-8003",
+        hint="pip install 'tickertape[otlp]', or unset TAPE_OTLP_ENDPOINT",
+    )
+
+
 def _exporter(settings: Settings, service: str) -> SpanExporter:
     if settings.otlp_endpoint is None:
         path = settings.trace_file or traces_folder(settings) / f"{service}-{os.getpid()}.jsonl"
@@ -129,11 +138,7 @@ def _exporter(settings: Settings, service: str) -> SpanExporter:
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError as error:
-        raise SetupError(
-            "a collector is configured but its exporter is not installed",
-            code="TAPE-8003",
-            hint="pip install 'tickertape[otlp]', or unset TAPE_OTLP_ENDPOINT",
-        ) from error
+        raise no_exporter() from error
     return OTLPSpanExporter(endpoint=settings.otlp_endpoint.rstrip("/") + "/v1/traces", timeout=5)
 
 

@@ -6,7 +6,6 @@ main thread and stays warm between jobs, so a model that was loaded for one job 
 
 from __future__ import annotations
 
-import ctypes
 import io
 import json
 import os
@@ -29,14 +28,13 @@ from schemas.errors import TapeError
 from schemas.outcome import Failed, Failure, Verdict
 from wire import telemetry
 from wire.blobs import open_store
+from wire.process import die_with_parent
 from wire.settings import Settings
 from workers.context import Context
 from workers.guard import Guarded, Guards
 from workers.kinds import Kind, load
 from workers.oom import offer
 from workers.runner import call
-
-PR_SET_PDEATHSIG = 1
 
 
 class Child:
@@ -130,8 +128,7 @@ class Child:
 
 def main() -> None:
     """Serve the parent that started this process, and die with it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     offer()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     settings = Settings.load()

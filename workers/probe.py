@@ -6,18 +6,16 @@ device may kill or hang whoever touches it, and because only a new one has a dev
 
 from __future__ import annotations
 
-import ctypes
-import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 
+from wire.process import die_with_parent
 from workers.kinds import Kind, load
 from workers.quarantine import Probe
 
 PROBE_S = 60.0
 """A probe that takes longer found a device that hangs; importing torch alone may take many seconds."""
-PR_SET_PDEATHSIG = 1
 
 
 def apart(kinds: Iterable[Kind], *, limit_s: float = PROBE_S) -> Probe | None:
@@ -46,8 +44,7 @@ def run(names: Sequence[str], *, limit_s: float = PROBE_S) -> str | None:
 
 def main() -> int:
     """Probe for the kinds named on the command line."""
-    if sys.platform == "linux":  # not to outlive the worker when the device hangs
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()  # the device may hang
     for probe in dict.fromkeys(kind.probe for kind in load(sys.argv[1:]).values()):
         if probe is not None:
             try:

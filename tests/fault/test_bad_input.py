@@ -10,7 +10,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +24,6 @@ from schemas.event import EventType
 from schemas.job import Lane
 from wire.follow import KafkaFollower
 from wire.process import wait_until
-from wire.settings import Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.kafka]
 
@@ -239,12 +237,6 @@ def letters(fleet: Fleet) -> Iterator[tuple[tuple[str, str, str], Any]]:
                         tuple((told[HEADER + part] or b"").decode() for part in ("topic", "partition", "offset")),
                         record,
                     )  # type: ignore[misc]
-
-
-@pytest.fixture
-def fleet(settings: Settings, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(settings, tmp_path) as one:
-        yield one
 
 
 @pytest.mark.timeout(300)

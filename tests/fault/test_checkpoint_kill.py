@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from fleet import Fleet, kill
 
@@ -13,17 +10,10 @@ from schemas.codec import parse
 from schemas.event import EventType
 from wire.blobs import open_store
 from wire.process import wait_until
-from wire.settings import Settings
 from workers.claim import claim_name
 
 pytestmark = [pytest.mark.slow, pytest.mark.kafka, pytest.mark.timeout(300)]
 STEPS = 5
-
-
-@pytest.fixture
-def fleet(settings: Settings, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(settings, tmp_path) as made:
-        yield made
 
 
 def test_a_job_that_may_be_tried_once_outlives_every_death(fleet: Fleet) -> None:

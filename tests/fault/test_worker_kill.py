@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from fleet import Fleet, kill
 
-from wire.settings import Settings
-
 pytestmark = [pytest.mark.slow, pytest.mark.kafka]
 ROUNDS = 20
-
-
-@pytest.fixture
-def fleet(settings: Settings, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(settings, tmp_path) as one:
-        yield one
 
 
 @pytest.mark.timeout(400)

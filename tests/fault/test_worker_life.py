@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -21,12 +20,6 @@ from wire.process import free_port, wait_until
 from wire.settings import Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.kafka]
-
-
-@pytest.fixture
-def fleet(settings: Settings, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(settings, tmp_path) as one:
-        yield one
 
 
 def test_a_plain_client_publishes_and_every_kind_completes(fleet: Fleet) -> None:

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
+from fleet import Fleet, kill
 
 from producers import Client, Request
 from producers.fleet import Lookout, why
 from wire.process import wait_until
-from wire.settings import Settings
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "fault"))
-from fleet import Fleet, kill
 
 pytestmark = [pytest.mark.slow, pytest.mark.kafka]
 MANY = 10_000
-
-
-@pytest.fixture
-def fleet(settings: Settings, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(settings, tmp_path) as made:
-        yield made
 
 
 @pytest.fixture

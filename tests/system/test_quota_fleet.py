@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
+from fleet import Fleet, kill
 
 from producers import Client, Request
 from producers.fleet import Blocker, Lookout, allow, disallow, tenants, why
@@ -19,16 +18,7 @@ from wire.process import wait_until
 from wire.settings import Settings
 from workers.desk import SILENT_S
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "fault"))
-from fleet import Fleet, kill
-
 pytestmark = [pytest.mark.slow, pytest.mark.kafka]
-
-
-@pytest.fixture
-def fleet(settings: Settings, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(settings, tmp_path) as made:
-        yield made
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fleet import Fleet, kill
 
 from producers import Client, Request
 from producers.fleet import Answer, Blocker, Lookout, why
@@ -23,18 +24,9 @@ from schemas.event import State
 from wire.process import wait_until
 from wire.settings import Settings
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "fault"))
-from fleet import Fleet, kill
-
 pytestmark = [pytest.mark.slow, pytest.mark.kafka]
 MANY = 10_000
 RUN = "import sys; from producers.cli import main; sys.exit(main())"
-
-
-@pytest.fixture
-def fleet(settings: Settings, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(settings, tmp_path) as made:
-        yield made
 
 
 @pytest.fixture
