@@ -9,9 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
@@ -19,10 +17,10 @@ from wire.share import AckType, ShareError
 from wire.share import Record as ShareRecord
 from wire.share.errors import LeaseLostError
 from workers.attempt import Record
-from workers.fair import Shares
 from workers.round import Rate, Round
 from workers.slots import ADAPT_S, Pool
-from workers.tenants import Moved, Tenants
+from workers.source import Lease, Source
+from workers.tenants import Moved
 
 _LOG = structlog.get_logger("tickertape.lease")
 Place = tuple[str, int, int]
@@ -32,52 +30,14 @@ ROTATE_S = 0.025
 """How long a source may wait in vain for a record while others wait for its slot."""
 HORIZON_S = 0.1
 """Light pools buffer what they settle in this time, so that slots never wait for a fetch."""
-BUFFER_LIMIT, ASIDE_LIMIT, SMOOTH, BATCH_S = 2_000, 1_000, 0.2, 3.0 / 500
-"""Records for light pools; on their way aside; the newest slot time's weight; slot time for which batches are taken."""
-
-
-class Consumer(Protocol):
-    """What the loop needs of a share consumer, real or in memory."""
-
-    @property
-    def promised(self) -> int: ...
-    @property
-    def lock_timeout(self) -> float: ...
-    def poll(self, max_records: int, timeout: float) -> Sequence[ShareRecord]: ...
-    def focus(self, partitions: Collection[int] | None, *, batches: bool = True) -> None: ...
-    def acknowledge(self, record: ShareRecord, kind: AckType = ...) -> None: ...
-    def flush(self, timeout: float) -> None: ...
-    def close(self, timeout: float) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class Source:
-    """One consumer: the jobs of a kind and lane, the pool that runs them, and whose they are."""
-
-    kind: str
-    lane: str
-    consumer: Consumer
-    pool: Pool
-    tenants: Tenants = field(default_factory=lambda: Tenants(Shares()))
-
-    @property
-    def promised(self) -> int:
-        """Records that may still come and want room; what is only put aside needs none."""
-        return 0 if self.tenants.digging else self.consumer.promised
-
-
-@dataclass(slots=True)
-class Lease:
-    """A record that this worker holds."""
-
-    record: ShareRecord
-    source: Source
-    renew_at: float
-    since: float = 0.0
-    aside: bool = False
-    """Whether it is only held until it was written anew."""
-    charged: bool = False
-    """Whether its slot was counted already: it is held until its end is durable."""
+BUFFER_LIMIT = 2_000
+"""Records that wait for the slots of a light pool, at most."""
+ASIDE_LIMIT = 1_000
+"""Records on their way aside, at most."""
+SMOOTH = 0.2
+"""The weight of the newest slot time in the mean."""
+BATCH_S = 3.0 / 500
+"""Slot time of a job up to which whole batches are taken."""
 
 
 class LeaseLoop:
@@ -365,7 +325,8 @@ class LeaseLoop:
         if not records:
             return
         self._part()  # what was lost may be among these again, under a new lease
-        since, renew_at = self._clock(), self._clock() + self._renewal
+        since = self._clock()
+        renew_at = since + self._renewal
         if not self._draining:
             self._queues.setdefault(records[0].topic, source)
             records, moved = source.tenants.sort(records, source.pool.size - self._load[id(source.pool)])

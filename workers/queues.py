@@ -18,9 +18,9 @@ from wire.share.errors import UNKNOWN_TOPIC_OR_PARTITION, AuthenticationError, A
 from workers.attempt import Written
 from workers.fair import Shares
 from workers.kinds import Kind
-from workers.lease import Consumer, Source
 from workers.scout import Scout
 from workers.slots import Pool
+from workers.source import Consumer, Source
 from workers.tenants import Tenants
 
 _LOG = structlog.get_logger("tickertape.worker")

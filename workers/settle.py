@@ -34,7 +34,8 @@ from workers.attempt import Attempt, Record, identify
 from workers.gate import Gate
 from workers.policy import Bury, Decision, Fail, Postpone, Retry
 
-Done = Callable[[Record, AckType], None]
+Done = Callable[[Record, AckType, Event | None], None]
+"""What is called once a record is settled, with the event that says so, if there is one."""
 Clock = Callable[[], datetime]
 _LOG = structlog.get_logger("tickertape.settle")
 EVENT_LIMIT = 1_000_000
@@ -60,11 +61,10 @@ class Settler:
         done: Done,
         again: Again,
         gate: Gate,
-        told: Callable[[Event], None] = lambda _: None,
     ) -> None:
         self._publisher, self._store, self._names = publisher, store, names
         self.worker = worker
-        self._now, self._done, self._again, self._gate, self._told = now, done, again, gate, told
+        self._now, self._done, self._again, self._gate = now, done, again, gate
         self._source = f"/tickertape/worker/{worker}"
 
     def announce(self, attempt: Attempt, kind: EventType, **fields: Any) -> Future[Sent]:
@@ -140,7 +140,7 @@ class Settler:
     def drop(self, attempt: Attempt) -> None:
         """Let go of a left-over record: a later one of its job was taken already."""
         _LOG.info("left-over record dropped", job=attempt.id, offset=attempt.record.offset)
-        self._done(attempt.record, AckType.ACCEPT)
+        self._done(attempt.record, AckType.ACCEPT, None)
 
     def dead_again(self, attempt: Attempt, failure: Failure, line: str) -> None:
         """Let go of a left-over record of a job that was buried by another line, and tell that again."""
@@ -335,11 +335,7 @@ class Settler:
         return lambda: self._send(topic, None, record.key, record.value, headers)
 
     def _tell(self, record: Record, event: Event, ack: AckType) -> None:
-        def then() -> None:
-            self._told(event)
-            self._done(record, ack)
-
-        self._confirm(record, lambda: self._publish(event), then)
+        self._confirm(record, lambda: self._publish(event), lambda: self._done(record, ack, event))
 
     def _confirm(self, record: Record, send: Callable[[], Future[Sent]], then: Callable[[], None]) -> None:
         def after(sent: Future[Sent]) -> None:

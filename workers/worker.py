@@ -20,6 +20,7 @@ from kafka.net.selector import NetworkSelector
 from schemas.codec import dump
 from schemas.control import Control, Drain, Presence, key
 from schemas.errors import TapeError
+from schemas.event import Event
 from schemas.ids import uuid7
 from schemas.job import Lane
 from schemas.topics import Names, groups, movers
@@ -28,10 +29,11 @@ from wire.blobs import Blobs, open_store
 from wire.follow import Feed
 from wire.publish import KafkaPublisher, Publisher
 from wire.settings import Settings
-from wire.share import Listener, ShareConfig, ShareConsumer, ShareError
+from wire.share import AckType, Listener, ShareConfig, ShareConsumer, ShareError
 from workers.admit import Signals
 from workers.again import Again
 from workers.aside import Aside
+from workers.attempt import Record
 from workers.breaker import Breakers
 from workers.claim import Claims
 from workers.control import Controls, follow_control
@@ -41,7 +43,7 @@ from workers.gate import Gate
 from workers.guard import Guarded, Guards
 from workers.health import Health
 from workers.kinds import Kind, load
-from workers.lease import Consumer, LeaseLoop
+from workers.lease import LeaseLoop
 from workers.meter import Meter
 from workers.presence import Announcer, Post
 from workers.process import ChildRunner
@@ -51,6 +53,7 @@ from workers.runner import InlineRunner, Runner
 from workers.scout import Scout, ahead
 from workers.settle import Settler
 from workers.slots import Pool
+from workers.source import Consumer
 
 _LOG = structlog.get_logger("tickertape.worker")
 STALE_S = 10.0
@@ -139,10 +142,9 @@ class Worker:
             names=self._names,
             worker=self.id,
             now=now,
-            done=lambda record, ack: self.loop.done(record, ack),
+            done=self._settled,
             again=self._again,
             gate=self._gate,
-            told=self._meter.told,
         )
         executor = Executor(
             kinds=self.kinds,
@@ -176,6 +178,11 @@ class Worker:
             sources, forget=self._again.forget, aside=self._aside, gate=self._gate.room, limit=self.options.limit,
             idle_s=self.options.idle_s,
         )  # fmt: skip
+
+    def _settled(self, record: Record, ack: AckType, event: Event | None) -> None:
+        if event is not None:
+            self._meter.told(event)
+        self.loop.done(record, ack)
 
     def _pool_of(self, kind: str) -> Pool:
         return self._pools[self.kinds[kind].isolation == "thread"]

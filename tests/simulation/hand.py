@@ -17,7 +17,8 @@ from wire.share import Listener, OffsetRange, Record
 from wire.share.locks import GroupConfig
 from workers.context import Context
 from workers.kinds import Kind
-from workers.lease import LeaseLoop, Source
+from workers.lease import LeaseLoop
+from workers.source import Source
 
 if TYPE_CHECKING:
     from tests.simulation.world import World

@@ -9,7 +9,8 @@ from worker_twin import NAMES, Clock, request
 
 from wire.share import AckType, Listener, MemoryLog, MemoryShareConsumer, Record, ShareError
 from wire.share.locks import GroupConfig
-from workers.lease import LeaseLoop, Source
+from workers.lease import LeaseLoop
+from workers.source import Source
 
 LOCK_S = 30.0
 

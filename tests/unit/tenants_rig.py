@@ -13,7 +13,8 @@ from wire.share import Listener, MemoryLog, Record
 from wire.share.locks import GroupConfig
 from workers.aside import Aside
 from workers.fair import Shares
-from workers.lease import LeaseLoop, Source
+from workers.lease import LeaseLoop
+from workers.source import Source
 from workers.tenants import CROWDED_S, Moved, Tenants
 
 TOPIC = NAMES.jobs("say", "bulk")

@@ -139,16 +139,21 @@ class Bench:
         self.said: list[Any] = []
         self.breakers = Breakers(worker, self.clock.now, self.said.append, clock=self.clock, chance=lambda: self.chance)
         self.gate = Gate(self.breakers, self.kinds)
+
+        def settled(record: AnyRecord, ack: AckType, event: Event | None) -> None:
+            if event is not None:
+                told(event)
+            self.acks.append((record, ack))
+
         self.settler = Settler(
             publisher=self.publisher,
             store=lambda: self.store,
             names=NAMES,
             worker=worker,
             now=self.clock.now,
-            done=lambda record, ack: self.acks.append((record, ack)),
+            done=settled,
             again=self.again,
             gate=self.gate,
-            told=told,
         )
         self.claims = Claims(
             worker=worker, store=lambda: self.store, now=self.clock.now, clock=self.clock, wait=self.sleep
