@@ -154,14 +154,17 @@ class Tenants:
         self._rested_at, self._size = self._clock(), 1
 
     def crowd(self, full: bool) -> None:
-        """Say whether there is room now: when there was none for a while, the scout is called."""
+        """Say whether there is room now: when there was none for a while, the scout is called.
+
+        While certain records are asked for nothing is forgotten: whoever knows of no goal waits for them for ever.
+        """
         now = self._clock()
         self._full_since = None if not full else now if self._full_since is None else self._full_since
         if self._full_since is not None and now - self._full_since >= CROWDED_S:
             self._crowded_at = now
         if now - self._crowded_at < CALM_S:
             self.wanted.set()
-        elif self.wanted.is_set():
+        elif self.wanted.is_set() and self._goal is None:
             self.wanted.clear()
             self._forget()
 

@@ -23,7 +23,7 @@ from workers.aside import Aside
 from workers.attempt import line_of
 from workers.fair import Shares
 from workers.lease import ASIDE_LIMIT
-from workers.tenants import AGAIN_S, CALM_S, DIG, REST_S, VAIN, Moved, Tenants
+from workers.tenants import AGAIN_S, CALM_S, CROWDED_S, DIG, REST_S, VAIN, Moved, Plan, Tenants
 
 
 @pytest.fixture
@@ -266,6 +266,27 @@ def test_nobody_looks_ahead_while_there_is_room(log: MemoryLog, clock: Clock) ->
     worker.turn(CALM_S)
     assert not worker.tenants.wanted.is_set()
     assert worker.tenants.waiting == set()
+
+
+def test_a_calm_that_comes_while_records_are_asked_for_forgets_nothing() -> None:
+    """Their goal forgotten, nobody would notice that they do not come, and the queue would wait for ever."""
+    clock = Clock()
+    tenants = Tenants(Shares(), running=lambda: [(record("r", tenant="a"), 0.0)], clock=clock)
+    tenants.crowd(full=True)
+    clock.advance(CROWDED_S)
+    tenants.crowd(full=True)
+    tenants.see([record("x", tenant="a", offset=5), record("y", tenant="b")._replace(partition=1)])
+    tenants.plan(1)
+    clock.advance(CALM_S)
+    assert tenants.plan(1) == Plan(1, frozenset({1}))
+    tenants.crowd(full=False)
+    for _ in range(VAIN):
+        assert not tenants.vain()
+        tenants.fetched(0)
+    assert tenants.vain(), "whoever asked may ask for something else"
+    assert tenants.plan(1) == Plan(1), "nothing waits there, so anybody's do"
+    tenants.crowd(full=False)
+    assert not tenants.wanted.is_set()
 
 
 def test_a_record_that_waited_long_came_out_of_a_crowd() -> None:
