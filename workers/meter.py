@@ -11,7 +11,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Literal
 
@@ -100,9 +100,16 @@ class Tally:
 class Meter:
     """The meter of one worker. What it is not told of by `watch` is simply not there."""
 
-    def __init__(self, instruments: Instruments, names: Names, kinds: Mapping[str, Kind]) -> None:
+    def __init__(
+        self,
+        instruments: Instruments,
+        names: Names,
+        kinds: Mapping[str, Kind],
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self._instruments, self._names, self._kinds = instruments, names, kinds
-        self._born = datetime.now(UTC)
+        self._now, self._born = now, time.monotonic()
         counted = [metric.name for metric in METRICS.values() if metric.sort == "counter"]
         self._tallies: dict[str, Tally] = {name: Tally() for name in counted if name != "tape.mover.records"}
         for name, tally in self._tallies.items():
@@ -171,7 +178,8 @@ class Meter:
         before = breakers.states().get(message.dependency, Circuit()).epoch
         breakers.apply(message)
         after = breakers.states().get(message.dependency, Circuit())
-        if after.epoch > before and after.state is BreakerState.OPEN and message.since > self._born:
+        start = self._now() - timedelta(seconds=time.monotonic() - self._born)
+        if after.epoch > before and after.state is BreakerState.OPEN and message.since > start:
             self._tallies["tape.breaker.opens"].add(message.dependency)
 
     def _counted(self, name: str, tally: Tally) -> Values:

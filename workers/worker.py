@@ -8,9 +8,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -26,8 +26,9 @@ from schemas.job import Lane
 from schemas.topics import Names, groups, movers
 from wire import metrics
 from wire.blobs import Blobs, open_store
+from wire.clock import Clock
 from wire.follow import Feed
-from wire.publish import KafkaPublisher, Publisher
+from wire.publish import KafkaPublisher, Publisher, Sent
 from wire.settings import Settings
 from wire.share import AckType, Listener, ShareConfig, ShareConsumer, ShareError
 from workers.admit import Signals
@@ -58,6 +59,8 @@ from workers.source import Consumer
 _LOG = structlog.get_logger("tickertape.worker")
 STALE_S = 10.0
 """A loop that has not turned for this long is not live."""
+DATED_S = 2.0
+"""How long a worker waits at its start for the broker to tell what time it is."""
 STOP_S = 6.0
 """What is told to stop at the end of the grace has this long; then it is handed back as it is."""
 LINGER_MS = 8.0
@@ -106,7 +109,9 @@ class Worker:
         self._net: Any = None
         self._stop_at = float("inf")
         self._metrics = metrics.configure(settings, "worker", page=options.health_port is not None)
-        self._meter = Meter(self._metrics.meter, self._names, self.kinds)
+        self._clock = Clock()
+        now = self._clock.now
+        self._meter = Meter(self._metrics.meter, self._names, self.kinds, now=now)
         self.health = self._endpoint()
         if consume is None:
             check(settings, self._names, tuple(self.kinds))
@@ -119,7 +124,9 @@ class Worker:
             drain=self._told_to_drain,
         )
         # Tests that bring their own queue bring their own time, too.
-        self._mover = Mover(settings, name=self.id) if options.move and consume is None else None
+        self._mover = (
+            Mover(settings, name=self.id, clock=self._clock.time) if options.move and consume is None else None
+        )
         self._again = Again()
         self._claims = Claims(worker=self.id, store=self.store, now=now)
         self._quotas = Quotas(worker=self.id, store=self.store, tenant=self._control.tenant)
@@ -141,7 +148,7 @@ class Worker:
             store=self.store,
             names=self._names,
             worker=self.id,
-            now=now,
+            now=self._clock.now,
             done=self._settled,
             again=self._again,
             gate=self._gate,
@@ -152,7 +159,9 @@ class Worker:
             settler=settler,
             claims=self._claims,
             gate=self._gate,
-            signals=Signals(now, self._control.reason, self._hurry.is_set, self._ended.wait, quotas=self._quotas),
+            signals=Signals(
+                self._clock.now, self._control.reason, self._hurry.is_set, self._ended.wait, quotas=self._quotas
+            ),
             again=self._again,
             give=lambda record: self._pool_of(self._names.parse_jobs(record.topic)[0]).give(record),
         )
@@ -262,9 +271,17 @@ class Worker:
             self.drain()
 
     def _say(self, message: Control) -> None:
-        """Put a message on the control topic; one that is lost is said again by whoever said it."""
+        """Put a message on the control topic; one that is lost is said again by whoever said it.
+
+        The answer tells the broker's time: this machine's may be wrong, and what is put off is due by it.
+        """
+        asked = time.monotonic()
         with suppress(TapeError):
-            self._publisher.publish(self._names.control, key=key(message).encode(), value=dump(message))
+            sent = self._publisher.publish(self._names.control, key=key(message).encode(), value=dump(message))
+            sent.add_done_callback(partial(self._dated, asked))
+
+    def _dated(self, asked: float, sent: Future[Sent]) -> None:
+        self._clock.heard(None if sent.exception() else sent.result().at_ms, asked)
 
     def _unsay(self, name: str) -> None:
         self._publisher.publish(self._names.control, key=name.encode(), value=None)
@@ -272,7 +289,11 @@ class Worker:
     def _seen(self, post: Post) -> Presence:
         states = {name: circuit.state for name, circuit in self._breakers.states().items()}
         return post.look(
-            self.loop.leases(), draining=self.loop.draining, breakers=states, shared=self.loop.shared(), now=now()
+            self.loop.leases(),
+            draining=self.loop.draining,
+            breakers=states,
+            shared=self.loop.shared(),
+            now=self._clock.now(),
         )
 
     def _stop(self) -> None:
@@ -292,6 +313,7 @@ class Worker:
         if self.health is not None:
             self.health.start()
         self._presence.start()
+        self._clock.wait(DATED_S)
         if self._mover is not None:
             self._mover.start()
         if self.options.housekeep_s:
@@ -346,8 +368,3 @@ def _told(swept: list[Any] | TapeError) -> None:
         _LOG.warning("housekeeping failed", error=str(swept))
     elif swept:
         _LOG.info("housekeeping", partitions=len(swept), records=sum(one.before - one.start for one in swept))
-
-
-def now() -> datetime:
-    """Return the time of the wall clock, in UTC."""
-    return datetime.now(UTC)

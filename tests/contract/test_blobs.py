@@ -12,6 +12,7 @@ import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,22 @@ def blobs(request: pytest.FixtureRequest) -> Blobs:
 @lru_cache(maxsize=8)
 def noise(size: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size)
+
+
+@pytest.mark.slow
+@pytest.mark.store
+@pytest.mark.parametrize("engine", ["minio", "seaweedfs"])
+def test_a_machine_two_hours_ahead_is_understood(
+    engine: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Settings(**address(engine, request))
+    monkeypatch.setattr("minio.time.utcnow", lambda: datetime.now(UTC) + timedelta(hours=2))
+    wrong = open_store(place)
+    wrong.create("a", b"1")
+    assert wrong.read("a") == b"1"
+    assert wrong.stat("a").size == 1
+    monkeypatch.undo()
+    assert wrong.read("a") == b"1", "the clock was set right"
 
 
 def at_once(work: Callable[[int], Any], count: int) -> list[Any]:

@@ -13,18 +13,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from minio import Minio
 
 import wire
 from schemas.errors import AuthError, ConflictError, InvalidError, NotFoundError, TapeError, UnavailableError
 from wire.blobs import Blobs, open_store
 from wire.blobs.address import _parse
+from wire.blobs.client import Client
 from wire.blobs.port import CHUNK, CONDITIONAL_BYTES
 from wire.blobs.s3 import RESUMES, S3
 from wire.blobs.transport import ATTEMPTS, BUDGET_S, Transport, retry_after
@@ -81,7 +82,7 @@ class Server:
                 self.close_connection = reply.cut is not None
                 if reply.cut == -1:
                     return
-                self.send_response(reply.status)
+                self.send_response_only(reply.status)  # its own Date would stand beside the script's
                 for key, value in {"Content-Length": str(len(reply.body)), **reply.headers}.items():
                     self.send_header(key, value)
                 self.end_headers()
@@ -119,7 +120,7 @@ def waits() -> list[float]:
 
 @pytest.fixture
 def store(server: Server, waits: list[float]) -> S3:
-    client = Minio(
+    client = Client(
         server.address,
         access_key="key",
         secret_key="secret",
@@ -444,3 +445,40 @@ def test_directory_store_loads_no_s3_client(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(Path(wire.__file__).parents[1])}
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "s")], check=True, env=env)
     assert (tmp_path / "s" / "objects" / "x").read_bytes() == b"1"
+
+
+def dated(hours: float) -> str:
+    return format_datetime(datetime.now(UTC) + timedelta(hours=hours), usegmt=True)
+
+
+def signed(seen: Seen) -> timedelta:
+    """How far ahead of true time a request was dated."""
+    return datetime.strptime(seen.headers["x-amz-date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC) - datetime.now(UTC)
+
+
+@pytest.mark.parametrize("hours", [2.0, -2.0])
+def test_a_store_whose_clock_differs_is_gone_by(server: Server, store: S3, hours: float) -> None:
+    server.script += [refusal(403, "RequestTimeTooSkewed", Date=dated(hours)), head(b"x"), head(b"x")]
+    assert store.stat("x").size == store.stat("x").size == 1
+    first, *rest = map(signed, server.seen)
+    assert abs(first) < timedelta(minutes=1)
+    assert all(abs(one - timedelta(hours=hours)) < timedelta(minutes=1) for one in rest)
+    server.script += [refusal(403, "RequestTimeTooSkewed", Date=dated(0)), head(b"x")]  # a clock was set
+    assert store.stat("x").size == 1
+    assert abs(signed(server.seen[-1])) < timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("headers", [{}, {"Date": "soon"}, {"Date": dated(0.0)}])
+def test_a_refusal_that_is_none_of_the_clock_s_stands(server: Server, store: S3, headers: dict[str, str]) -> None:
+    server.script += [refusal(403, "AccessDenied", **headers)]
+    with pytest.raises(AuthError):
+        store.read("x")
+    assert len(server.seen) == 1
+
+
+def test_a_store_that_refuses_its_own_time_is_asked_twice(server: Server, store: S3) -> None:
+    server.script += [refusal(403, "RequestTimeTooSkewed", Date=dated(hours)) for hours in (2.0, 4.0)]
+    with pytest.raises(AuthError) as caught:
+        store.read("x")
+    assert caught.value.code == "TAPE-4002"
+    assert len(server.seen) == 2

@@ -98,12 +98,10 @@ class Bench:
         self.sender.look()
         return future
 
-    def answer(self, *parts: tuple[int, int, int]) -> None:
+    def answer(self, *parts: tuple[int, int, int], dated_ms: int = -1) -> None:
         _, _, future = self.link.manager.sent.pop(0)
-        found = [
-            SimpleNamespace(index=part, error_code=code, base_offset=base, error_message="because")
-            for part, code, base in parts
-        ]
+        told = {"error_message": "because", "log_append_time_ms": dated_ms}
+        found = [SimpleNamespace(index=part, error_code=code, base_offset=base, **told) for part, code, base in parts]
         future.success(SimpleNamespace(responses=[SimpleNamespace(name="t", partition_responses=found)]))
 
     def lose(self, error: Exception) -> None:
@@ -138,6 +136,13 @@ def test_one_request_a_broker_and_the_rest_travels_with_the_next() -> None:
     assert other.result(0).offset == 7
     bench.answer((0, 0, 41), (1, 0, 0))
     assert (second.result(0), third.result(0)) == (Sent("t", 0, 41), Sent("t", 1, 0))
+
+
+def test_the_broker_s_time_comes_with_the_place() -> None:
+    bench = Bench()
+    future = bench.publish()
+    bench.answer((0, 0, 5), dated_ms=1_700_000_000_123)
+    assert future.result(0) == Sent("t", 0, 5, 1_700_000_000_123)
 
 
 def test_the_very_same_batch_is_sent_again_after_a_lost_answer() -> None:

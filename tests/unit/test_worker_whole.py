@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -18,7 +21,7 @@ from schemas.control import Cancel
 from schemas.errors import AuthError, ConflictError, TapeError, UnavailableError
 from schemas.outcome import Succeeded
 from wire.blobs.memory import Memory
-from wire.publish import MemoryPublisher
+from wire.publish import MemoryPublisher, Sent
 from wire.settings import Settings
 from wire.share import Listener, MemoryLog, MemoryShareConsumer, OffsetRange, ShareError
 from wire.share.errors import (
@@ -42,7 +45,9 @@ from workers.worker import Options, Worker
 class Rig:
     """A worker on a log in memory, run in a thread."""
 
-    def __init__(self, tmp_path: Path, *kinds: Kind, own_store: bool = False, **options: Any) -> None:
+    def __init__(
+        self, tmp_path: Path, *kinds: Kind, own_store: bool = False, publisher: Any = MemoryPublisher, **options: Any
+    ) -> None:
         self.log = MemoryLog()
         self.store = Memory()
         self.control = Controls()
@@ -55,7 +60,7 @@ class Rig:
             Options(kinds=tuple(self.kinds), **options),
             kinds=self.kinds,
             consume=self.consume,
-            publisher=MemoryPublisher(self.log),
+            publisher=publisher(self.log),
             store=None if own_store else self.store,
             control=self.control,
         )
@@ -391,3 +396,27 @@ def test_the_command_tells_a_worker_s_error_and_where_its_health_is(
     err = capsys.readouterr().err
     assert "http://127.0.0.1:123/live" in err
     assert "TAPE-4001" in err
+
+
+def test_a_worker_goes_by_the_broker_s_clock(tmp_path: Path) -> None:
+    """What it puts off is due by it: two hours of a wrong clock would be two hours of waiting."""
+    behind = timedelta(hours=2)
+
+    class Dating(MemoryPublisher):
+        def publish(self, topic: str, **fields: Any) -> Future[Sent]:
+            future: Future[Sent] = Future()
+            place = super().publish(topic, **fields).result(0)
+            dated = topic == NAMES.control
+            future.set_result(place._replace(at_ms=int((time.time() - 7200) * 1000) if dated else None))
+            return future
+
+    rig = Rig(tmp_path, kind(), publisher=Dating)
+    rig.log.create(NAMES.control)
+    with rig.running():
+        rig.send("j")
+        rig.wait(lambda: "j" in rig.ended())
+    [end] = [event for event in events(rig.log) if event.outcome is not None]
+    assert end.outcome is not None
+    for told in (end.time, end.started_at, end.outcome.finished_at):
+        assert told is not None
+        assert abs(datetime.now(UTC) - behind - told) < timedelta(seconds=30)

@@ -24,6 +24,7 @@ from minio import Minio
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 
 from schemas.errors import AuthError, ConflictError, InvalidError, NotFoundError, TapeError, UnavailableError
+from wire.blobs.client import Client
 from wire.blobs.port import (
     ABSENT,
     CHUNK,
@@ -113,7 +114,7 @@ class S3(Blobs):
         Without `patient`, no call is ever repeated: for probing.
         """
         access, secret = credentials or (None, None)
-        client = Minio(
+        client = Client(
             endpoint,
             access_key=access,
             secret_key=secret,

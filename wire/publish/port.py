@@ -13,11 +13,12 @@ Headers = Sequence[tuple[str, bytes | None]]
 
 
 class Sent(NamedTuple):
-    """Where a record was written."""
+    """Where a record was written, and when by the broker's clock (milliseconds of the epoch), where it dates them."""
 
     topic: str
     partition: int
     offset: int
+    at_ms: int | None = None
 
 
 class Publisher(Protocol):

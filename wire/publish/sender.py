@@ -198,7 +198,7 @@ class Sender:
 
     def _judge(self, lane: Lane, found: Any) -> None:
         if found.error_code in {0, _DUPLICATE}:
-            self._confirm(lane, found.base_offset)
+            self._confirm(lane, found.base_offset, found.log_append_time_ms)
             return
         error = kafka_errors.for_code(found.error_code)(found.error_message)
         if isinstance(error, kafka_errors.RetriableError):
@@ -212,11 +212,12 @@ class Sender:
         else:
             self._fail(lane.refuse().records, mapped(error, code="TAPE-5003", topic=lane.place.topic))
 
-    def _confirm(self, lane: Lane, base: int) -> None:
+    def _confirm(self, lane: Lane, base: int, dated: int) -> None:
         batch = lane.confirm()
         topic, partition = lane.place
+        at_ms = dated if dated >= 0 else None
         for offset, record in enumerate(batch.records, base):
-            succeed(record.future, Sent(topic, partition, offset if base >= 0 else -1))
+            succeed(record.future, Sent(topic, partition, offset if base >= 0 else -1, at_ms))
         self._inbox.release(len(batch.records), batch.size)
 
     def _shrink(self, lane: Lane) -> None:
