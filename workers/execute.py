@@ -89,7 +89,7 @@ class Executor:
         try:
             with self._span(attempt), self._apart(attempt):
                 if (admitted := self._admission.admit(attempt)) is not None:
-                    with self._held(admitted):
+                    with self._held(admitted) if admitted.ledgered else _NOTHING:
                         verdict = self._run(admitted, runner)
                         self._gate.tell(admitted, verdict)
                         self._settle(admitted, verdict)
@@ -120,12 +120,10 @@ class Executor:
         try:
             yield
         except BaseException:
-            if attempt.ledgered:
-                self._claims.abandon(attempt.id)
+            self._claims.abandon(attempt.id)
             raise
         finally:
-            if attempt.ledgered:
-                self._claims.drop(attempt.id)
+            self._claims.drop(attempt.id)
 
     def _span(self, attempt: Attempt) -> AbstractContextManager[Any]:
         """A span under the client's; light jobs have one only when their sender traces them."""
