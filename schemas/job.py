@@ -73,6 +73,7 @@ class Training(Strict):
     seed: int = 0
     threads: int | None = Field(default=None, ge=1)
     limit: int | None = Field(default=None, ge=1, description="rows used at most")
+    checkpoint_steps: int | None = Field(default=None, ge=1, description="steps between checkpoints; else one a minute")
 
 
 def _given(name: str) -> JsonDict:

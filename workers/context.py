@@ -25,6 +25,7 @@ from schemas.artifact import Artifact
 from schemas.errors import JobError
 from wire.blobs import Blobs
 from wire.blobs.manifest import publish
+from workers.checkpoint import Checkpoints
 from workers.guard import Guards, Told, nobody
 
 T = TypeVar("T")
@@ -87,6 +88,20 @@ class Context:
         if (found := measured(checkpoint)) is None:
             raise ValueError("a checkpoint is a finite number from 0 on, no larger than a float can be")
         self.report({**data, CHECKPOINT: found})
+
+    def checkpoints(self) -> Checkpoints:
+        """Return the job's checkpoints: take up the newest, keep new ones while the work goes on. A context manager.
+
+        with context.checkpoints() as kept:
+            last = kept.newest(context.scratch)
+            for step in range(last.step if last else 0, steps):
+                ...
+                if step % 100 == 0 and not kept.busy:
+                    kept.keep(step, folder)
+        """
+        return Checkpoints(
+            lambda: self.store, job=self.job, kind=self.kind, attempt=self.attempt, advanced=self.advanced
+        )
 
     @property
     def cancelled(self) -> bool:

@@ -29,6 +29,7 @@ from schemas.topics import Names
 from wire.blobs import Blobs
 from wire.publish import Publisher, Sent
 from wire.share import AckType
+from workers import checkpoint
 from workers.again import Again
 from workers.attempt import Attempt, Record, identify
 from workers.gate import Gate
@@ -235,7 +236,16 @@ class Settler:
                 self._gate.trouble(attempt, error)
                 self._again.later(attempt.record, lambda: self._end(attempt, outcome, ack))
                 return
+            self._tidy(attempt, outcome)
         self._tell(attempt.record, self._final(attempt, outcome), ack)
+
+    def _tidy(self, attempt: Attempt, outcome: Outcome) -> None:
+        """Delete the checkpoints of a job that has succeeded: not before its outcome stands."""
+        if outcome.status is Status.SUCCEEDED and max(attempt.reached, attempt.past.reached) > 0:
+            try:
+                checkpoint.clear(self._store(), attempt.id)
+            except TapeError as error:
+                _LOG.warning("checkpoints not deleted", job=attempt.id, error=str(error))
 
     def _create(self, attempt: Attempt, outcome: Outcome) -> Outcome:
         try:

@@ -10,11 +10,12 @@ import pytest
 from worker_twin import START, Bench, begun, dead, kind, record, tried
 
 from schemas.claim import Claim
-from schemas.errors import FailureClass, JobError
-from schemas.outcome import Succeeded
+from schemas.errors import FailureClass, JobError, UnavailableError
+from schemas.outcome import Cancelled, Succeeded
 from schemas.past import Past, read, write
 from wire.blobs.memory import Memory
 from wire.share import AckType
+from workers.checkpoint import found_of
 from workers.claim import Claims, Copy, claim_name
 from workers.context import Context
 from workers.policy import CREDITS
@@ -182,3 +183,39 @@ def test_a_strange_header_counts_as_nothing(raw: bytes | None) -> None:
     past = read([("tape-checkpoint", raw), ("tape-attempt", b"2")])
     assert past.spent == 2
     assert past.reached in (0.0, float("1" * 40))
+
+
+def keeping(verdict: Any, *, step: int = 3) -> Any:
+    """A handler that keeps a checkpoint and ends so."""
+
+    def handler(context: Context, _: Any) -> Any:
+        folder = context.scratch / "state"
+        folder.mkdir()
+        (folder / "weights").write_bytes(b"w")
+        with context.checkpoints() as kept:
+            kept.keep(step, folder)
+        return verdict
+
+    return kind(handler, max_attempts=2)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "left"), [(Succeeded(), 0), (Cancelled(reason="enough"), 1)], ids=["succeeded", "cancelled"]
+)
+def test_checkpoints_go_when_the_job_has_succeeded_and_stay_when_it_was_cancelled(verdict: Any, left: int) -> None:
+    bench = Bench(keeping(verdict))
+    bench.run(record())
+    assert bench.outcome("job-1").status.value == verdict.verdict
+    assert len(list(found_of(bench.store, "job-1"))) == left
+
+
+def test_checkpoints_that_cannot_be_deleted_harm_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(keeping(Succeeded()))
+
+    def refuse(*_: Any) -> None:
+        raise UnavailableError("the store is away", code="TAPE-5002")
+
+    monkeypatch.setattr("workers.settle.checkpoint.clear", refuse)
+    assert bench.run(record()) is AckType.ACCEPT
+    assert bench.outcome("job-1").status.value == "succeeded"
+    assert len(list(found_of(bench.store, "job-1"))) == 1

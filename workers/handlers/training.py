@@ -12,7 +12,11 @@ from workers.refs import MODELS, resolve
 
 @kind("training", params=Training, max_attempts=3, needs=(MODELS,), probe=probe)
 def training(context: Context, params: Training) -> Verdict:
-    """Fine-tune the base on the rows; the artifact holds safetensors, tokenizer, metrics and settings."""
+    """Fine-tune the base on the rows; the artifact holds safetensors, tokenizer, metrics and settings.
+
+    Checkpoints go to the store meanwhile: whoever takes the job up after a death, a drain or a failure goes on from the
+    last, and an attempt that kept one is not spent.
+    """
     from workers.llm import data, train
 
     recipe = params.recipe or "auto"
@@ -26,10 +30,11 @@ def training(context: Context, params: Training) -> Verdict:
     context.check()
     context.progress(step="train", rows=len(rows), validation_rows=len(valid))
     out = context.scratch / "model"
-    done = train.train(
-        settings(params), base=base, rows=rows, valid=valid, out=out,
-        progress=lambda told: context.progress(**told), should_stop=lambda: context.cancelled,
-    )  # fmt: skip
+    with context.checkpoints() as kept:
+        done = train.train(
+            settings(params), base=base, rows=rows, valid=valid, out=out, checkpoints=kept,
+            progress=lambda told: context.progress(**told), should_stop=lambda: context.cancelled,
+        )  # fmt: skip
     if done.stopped:
         return Cancelled()
     context.check()
@@ -37,7 +42,7 @@ def training(context: Context, params: Training) -> Verdict:
         "base": params.base, "base_sha256": done.base, "data": params.data, "method": params.method,
         "rows": done.rows, "rows_cut": done.cut, "steps": done.steps, "first_loss": done.first_loss, "loss": done.loss,
         "validation_loss": done.valid_loss, "trainable": done.trainable, "parameters": done.parameters,
-        "seconds": done.seconds,
+        "seconds": done.seconds, "resumed_from": done.resumed, "exact": done.exact,
     }  # fmt: skip
     name = "adapter" if params.method == "lora" else "model"
     artifact = context.keep(name, out, **result, request=params.model_dump(mode="json"))
@@ -53,4 +58,5 @@ def settings(params: Training):  # type: ignore[no-untyped-def]  # the type live
         accumulation=params.accumulation, lr=params.learning_rate, schedule=params.schedule, warmup=params.warmup,
         weight_decay=params.weight_decay, max_length=params.max_length, rank=params.lora.rank, alpha=params.lora.alpha,
         dropout=params.lora.dropout, targets=tuple(params.lora.targets or ()), seed=params.seed, threads=params.threads,
+        checkpoint_steps=params.checkpoint_steps,
     )  # fmt: skip

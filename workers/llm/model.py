@@ -233,12 +233,19 @@ def load(
         raise InvalidError(f"the model cannot be loaded: {error}", code="TAPE-1009", file=str(path)) from error
 
 
-def _load(path: Path, adapter: Path | None, device: str, dtype: Precision, threads: int | None) -> Model:
+def set_threads(count: int | None = None) -> int:
+    """Set torch's threads for this process, where a count is given; return how many there are."""
     import torch
+
+    if count:
+        torch.set_num_threads(count)
+    return int(torch.get_num_threads())
+
+
+def _load(path: Path, adapter: Path | None, device: str, dtype: Precision, threads: int | None) -> Model:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if threads:
-        torch.set_num_threads(threads)
+    set_threads(threads)
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -3,30 +3,31 @@
     train(TrainParams(steps=60), base=Path("model"), rows=rows, out=Path("adapter"))
 
 What is left in `out`: safetensors, tokenizer, `metrics.jsonl`, `train.json`, and `manifest.json` last. No pickle, no
-optimizer, nothing reported to anybody.
+optimizer, nothing reported to anybody. With `checkpoints` a run that was killed goes on where it was (`resume`).
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.errors import InvalidError, JobError
+from schemas.errors import InvalidError
 from workers.failures import classify
 from workers.llm import model as models
-from workers.llm.data import IGNORED, Encoded, Row, encode
+from workers.llm import resume
+from workers.llm.data import Encoded, Row, encode
+from workers.llm.watch import Collate, Progress, Watch, Work, callback
 
-Progress = Callable[[dict[str, Any]], None]
-METRICS, CONFIG = "metrics.jsonl", "train.json"
+CONFIG = "train.json"
 
 
 class TrainParams(BaseModel):
@@ -53,11 +54,16 @@ class TrainParams(BaseModel):
     threads: int | None = Field(default=None, ge=1)
     device: models.Device = "auto"
     dtype: models.Precision = "auto"
+    checkpoint_steps: int | None = Field(default=None, ge=1, description="steps between checkpoints; else one a minute")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a training came to; `loss` is the mean of the last tenth of the steps, in nats per learnt token."""
+    """What a training came to; `loss` is the mean of the last tenth of the steps, in nats per learnt token.
+
+    `resumed` is the step of the checkpoint it went on from (0: none), `exact` whether its bytes are those of a run that
+    nobody disturbed.
+    """
 
     out: Path
     steps: int
@@ -73,6 +79,8 @@ class TrainResult:
     seconds: float
     base: str
     stopped: bool
+    resumed: int = 0
+    exact: bool = True
 
 
 def train(
@@ -84,55 +92,76 @@ def train(
     valid: Sequence[Row] = (),
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
+    checkpoints: resume.Keeper | None = None,
 ) -> TrainResult:
     """Train on `rows`, measure the loss on `valid` at the end, and write the adapter or model to `out`.
 
     `progress` gets a dict a step: step, steps, epoch, loss, lr, grad_norm, tokens_per_s, eta_s. Once `should_stop`
-    says so, training ends after the step, `stopped` is set and `out` holds no weights.
+    says so, training ends after the step with a last checkpoint, `stopped` is set and `out` holds no weights.
+    Where memory runs out, half as many rows are taken at a time and twice as many times, which `progress` hears of.
     Raises `InvalidError` for bad rows, base or targets, `JobError` TAPE-6009 on a loss that is not finite, TAPE-6003
-    where memory runs out.
+    where memory runs out with a single row.
     """
     if not rows:
         raise InvalidError("there are no rows to train on", code="TAPE-1008", hint="give at least one row")
-    try:
-        return _train(params, base, rows, out, valid, progress or _silent, should_stop or _never)
-    except Exception as error:
-        known = classify(error)
-        if known is error:
-            raise
-        raise known from error
+    work = Work(base, rows, valid, out, progress or _silent, should_stop or _never, checkpoints)
+    while True:
+        try:
+            return _train(params, work)
+        except Exception as error:
+            known = classify(error)
+            smaller = _halved(params) if known.code == "TAPE-6003" else None
+            if smaller is None:
+                if known is error:
+                    raise
+                raise known from error
+        params = smaller  # out of the `except`: the failed run's tensors hang on its traceback
+        _free()
+        work.progress({"reason": "out of memory", "batch_size": params.batch_size, "accumulation": params.accumulation})
 
 
-def _train(
-    params: TrainParams,
-    base: Path,
-    rows: Sequence[Row],
-    out: Path,
-    valid: Sequence[Row],
-    progress: Progress,
-    should_stop: Callable[[], bool],
-) -> TrainResult:
+def _halved(params: TrainParams) -> TrainParams | None:
+    """Return settings that take at most half as many rows at a time, and as many together; None for one row."""
+    together = params.batch_size * params.accumulation
+    fewer = [size for size in range(params.batch_size // 2, 0, -1) if together % size == 0]
+    return params.model_copy(update={"batch_size": fewer[0], "accumulation": together // fewer[0]}) if fewer else None
+
+
+def _free() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _train(params: TrainParams, work: Work) -> TrainResult:
     began = time.monotonic()
-    origin = models.fingerprint(base)
-    model = models.load(base, device=params.device, dtype=params.dtype, threads=params.threads)
+    origin = models.fingerprint(work.base)
+    model = models.load(work.base, device=params.device, dtype=params.dtype, threads=params.threads)
     length = min(params.max_length, model.context)
-    encoded = [encode(row, model.tokenizer, length) for row in rows]
-    held = [encode(row, model.tokenizer, length) for row in valid]
+    encoded = [encode(row, model.tokenizer, length) for row in work.rows]
+    held = [encode(row, model.tokenizer, length) for row in work.valid]
     module = _prepare(model, params)
     trainable = sum(tensor.numel() for tensor in module.parameters() if tensor.requires_grad)
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / METRICS).open("w", encoding="utf-8") as metrics:
-        watch = _Watch(metrics, progress, should_stop)
-        with tempfile.TemporaryDirectory(prefix="tape-train-") as scratch:
+    work.out.mkdir(parents=True, exist_ok=True)
+    facts = resume.facts(params, origin, (*encoded, *held), device=model.device, threads=models.set_threads())
+    with tempfile.TemporaryDirectory(prefix="tape-train-") as scratch:
+        watch = Watch(work, params.checkpoint_steps, facts)
+        start = watch.take_up(Path(scratch))
+        params = params.model_copy(update={"threads": models.set_threads(watch.facts["threads"])})
+        try:
             trainer = _trainer(module, model, params, (encoded, held), watch, Path(scratch))
-            trainer.train()
+            trainer.train(resume_from_checkpoint=start)
             valid_loss = None
             if held and not watch.stopped:
                 valid_loss = float(trainer.evaluate()["eval_loss"])
                 watch.write({"step": trainer.state.global_step, "valid_loss": valid_loss})
+        finally:
+            watch.close()
     tail = watch.losses[-max(1, len(watch.losses) // 10) :]
     result = TrainResult(
-        out=out,
+        out=work.out,
         steps=trainer.state.global_step,
         epochs=round(float(trainer.state.epoch or 0), 4),
         first_loss=watch.losses[0] if watch.losses else math.nan,
@@ -146,6 +175,8 @@ def _train(
         seconds=round(time.monotonic() - began, 2),
         base=origin,
         stopped=watch.stopped,
+        resumed=watch.start,
+        exact=watch.facts["exact"],
     )
     if not watch.stopped:
         _save(module, model, params, result, origin)
@@ -200,7 +231,7 @@ def _trainer(
     model: models.Model,
     params: TrainParams,
     rows: tuple[list[Encoded], list[Encoded]],
-    watch: _Watch,
+    watch: Watch,
     scratch: Path,
 ) -> Any:
     from transformers import Trainer, TrainingArguments
@@ -238,94 +269,12 @@ def _trainer(
         args=arguments,
         train_dataset=encoded,
         eval_dataset=held or None,
-        data_collator=_Collate(model.tokenizer.pad_token_id, watch),
+        data_collator=Collate(model.tokenizer.pad_token_id, watch),
     )
     # without a progress bar the Trainer prints every log to stdout, and an environment variable may add reporters
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_callback(watch))
+    trainer.add_callback(callback(watch))
     return trainer
-
-
-class _Collate:
-    """Pads a batch on the right and counts the tokens that are not padding."""
-
-    def __init__(self, pad: int, watch: _Watch) -> None:
-        self.pad, self.watch = pad, watch
-
-    def __call__(self, rows: Sequence[Encoded]) -> dict[str, Any]:
-        import torch
-
-        widest = max(len(row.input_ids) for row in rows)
-        self.watch.tokens += sum(len(row.input_ids) for row in rows)
-
-        def padded(values: Sequence[list[int]], filler: int) -> Any:
-            return torch.tensor([[*value, *[filler] * (widest - len(value))] for value in values])
-
-        return {
-            "input_ids": padded([row.input_ids for row in rows], self.pad),
-            "attention_mask": padded([[1] * len(row.input_ids) for row in rows], 0),
-            "labels": padded([row.labels for row in rows], IGNORED),
-        }
-
-
-class _Watch:
-    """Follows one training: passes progress on, keeps the losses, and says when to stop."""
-
-    def __init__(self, metrics: Any, progress: Progress, should_stop: Callable[[], bool]) -> None:
-        self.metrics, self.progress, self.should_stop = metrics, progress, should_stop
-        self.losses: list[float] = []
-        self.tokens = 0
-        self.stopped = False
-        self.began = time.monotonic()
-
-    def write(self, record: dict[str, Any]) -> None:
-        self.metrics.write(json.dumps(record) + "\n")
-        self.metrics.flush()
-
-    def log(self, logs: dict[str, Any], step: int, steps: int) -> None:
-        loss = float(logs["loss"])
-        norm = float(logs.get("grad_norm", 0.0))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise JobError(
-                f"the loss is {loss} and the gradient's norm {norm}",
-                code="TAPE-6009",
-                hint="lower the learning rate, or raise the warm-up",
-                step=step,
-            )
-        self.losses.append(loss)
-        passed = time.monotonic() - self.began
-        record = {
-            "step": step,
-            "steps": steps,
-            "epoch": round(float(logs.get("epoch", 0.0)), 4),
-            "loss": round(loss, 6),
-            "lr": float(logs["learning_rate"]),
-            "grad_norm": round(norm, 6),
-            "tokens_per_s": round(self.tokens / passed, 1) if passed else 0.0,
-            "eta_s": round(passed / step * (steps - step), 1),
-        }
-        self.write({key: value for key, value in record.items() if key not in {"tokens_per_s", "eta_s"}})
-        self.progress(record)
-
-
-def _callback(watch: _Watch) -> Any:
-    from transformers import TrainerCallback
-
-    class Follow(TrainerCallback):  # type: ignore[misc]
-        """Hands the Trainer's own moments to the watch."""
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            watch.began = time.monotonic()
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
-            if logs and "loss" in logs:
-                watch.log(logs, state.global_step, state.max_steps)
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            if watch.should_stop():
-                watch.stopped = control.should_training_stop = True
-
-    return Follow()
 
 
 def _save(module: Any, model: models.Model, params: TrainParams, result: TrainResult, origin: str) -> None:
@@ -339,9 +288,9 @@ def _save(module: Any, model: models.Model, params: TrainParams, result: TrainRe
         module.config.name_or_path = ""
         module.save_pretrained(out)
     model.tokenizer.save_pretrained(out)
-    facts = {key: value for key, value in asdict(result).items() if key not in {"out", "seconds", "stopped"}}
-    versions = {name: metadata.version(name) for name in ("torch", "transformers", "peft")}
-    config = {"params": params.model_dump(mode="json"), "result": facts, "versions": versions}
+    left_out = {"out", "seconds", "stopped", "resumed", "exact"}  # what differs where the bytes do not
+    facts = {key: value for key, value in asdict(result).items() if key not in left_out}
+    config = {"params": params.model_dump(mode="json"), "result": facts, "versions": resume.versions()}
     (out / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     models.seal(out, base=origin, base_name=model.path.name, method=params.method)
 

@@ -1,0 +1,104 @@
+"""A training whose workers are killed again and again: it goes on each time, and ends in the very same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from fleet import Fleet, kill
+
+from schemas.event import Event, EventType
+from schemas.outcome import Outcome
+from wire.blobs import open_store
+from wire.blobs.manifest import read_manifest
+from wire.process import wait_until
+from workers.checkpoint import found_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.kafka, pytest.mark.model, pytest.mark.timeout(1_800)]
+KILLS = int(os.environ.get("KILLS", "4"))
+STEPS = 40 + 10 * KILLS
+TEXTS = [f"profit {word} {number}" for word in ("rises", "falls") for number in range(40)]
+
+
+def setting(folder: Path) -> dict[str, object]:
+    """A tiny model, its rows, and a request with all that makes a resume hard: dropout, accumulation, two epochs."""
+    from workers.llm.bases import tiny
+
+    rows = [{"prompt": text, "completion": "good" if "rises" in text else "bad"} for text in TEXTS]
+    data = folder / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = tiny(folder / "models", TEXTS, steps=0, threads=1)
+    return {
+        "base": f"file:{base}", "data": f"file:{data}", "steps": STEPS, "batch_size": 3, "accumulation": 2,
+        "lora": {"dropout": 0.1}, "threads": 1, "checkpoint_steps": 2,
+    }  # fmt: skip
+
+
+def outcome(fleet: Fleet, job: str) -> Outcome:
+    [found] = [event.outcome for event in fleet.events() if event.job == job and event.outcome is not None]
+    return found
+
+
+def told(fleet: Fleet, job: str) -> list[Event]:
+    return [event for event in fleet.events() if event.job == job]
+
+
+def reached(fleet: Fleet, job: str) -> int:
+    """The step of the newest checkpoint."""
+    return next((found.step for found in found_of(open_store(fleet.settings), job)), 0)
+
+
+def contents(fleet: Fleet, job: str) -> dict[str, str]:
+    [artifact] = outcome(fleet, job).artifacts
+    return {file.path: file.sha256 for file in read_manifest(open_store(fleet.settings), artifact).files}
+
+
+def test_killed_at_random_steps_it_ends_in_the_bytes_of_a_run_that_nobody_disturbed(fleet: Fleet) -> None:
+    if find_spec("torch") is None and not os.environ.get("CI"):
+        pytest.skip("the llm extra is not installed")
+    fleet.prepare("training")
+    params, dice = setting(fleet.folder), random.Random(5)
+    for _ in range(2):
+        fleet.start("--slots", "1", kinds="training")
+    fleet.submit("calm", "training", params=params)
+    assert wait_until(lambda: "calm" in {event.job for event in fleet.events() if event.outcome}, deadline_s=120)
+    fleet.submit("stormy", "training", params=params, max_attempts=1)
+    at = []
+    for _ in range(KILLS):
+        before, more = reached(fleet, "stormy"), dice.randint(1, 12)
+        done = wait_until(
+            lambda goal=before + more: reached(fleet, "stormy") >= goal, deadline_s=120, every_s=0.01
+        )  # fmt: skip
+        assert done, "it does not move on"
+        at.append(reached(fleet, "stormy"))
+        runner = [event.worker for event in told(fleet, "stormy") if event.type is EventType.RUNNING][-1]
+        kill(int(str(runner).rsplit("-", 2)[1]))  # the worker, and its child with it
+        fleet.start("--slots", "1", kinds="training")
+    fleet.all_ended(180)
+    assert fleet.check() == Counter(succeeded=2)
+
+    done = outcome(fleet, "stormy")
+    assert done.result["exact"] is True
+    assert contents(fleet, "stormy") == contents(fleet, "calm"), "weights, metrics and settings"
+    resumed = [event.progress["resumed"] for event in told(fleet, "stormy") if "resumed" in (event.progress or {})]
+    assert len(resumed) == KILLS
+    assert all(step >= least for step, least in zip(resumed, at, strict=True)), "no finished work was done again"
+    assert {event.attempt for event in told(fleet, "stormy") if event.type is EventType.RUNNING} == {1}
+    [artifact] = done.artifacts
+    with open_store(fleet.settings).get(_metrics(fleet, artifact.uri)) as reader:
+        lines = [json.loads(line) for line in reader.read().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1)), "no step is in the record twice"
+    assert not list(found_of(open_store(fleet.settings), "stormy")), "its checkpoints are gone"
+    print(f"{KILLS} kills at steps {at}, resumed at {resumed}, the same bytes")
+
+
+def _metrics(fleet: Fleet, uri: str) -> str:
+    from wire.blobs.manifest import blob_name
+
+    manifest = json.loads(open_store(fleet.settings).read(uri.removeprefix("artifact:")))
+    return blob_name(next(file["sha256"] for file in manifest["files"] if file["path"] == "metrics.jsonl"))

@@ -1,0 +1,212 @@
+"""A training that was killed goes on from its last checkpoint, and on a CPU ends in the very same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.errors import JobError
+from wire.blobs.memory import Memory
+from workers.checkpoint import Checkpoints, found_of
+from workers.llm import model as models
+from workers.llm import resume
+from workers.llm.data import Row
+from workers.llm.train import TrainParams, TrainResult, train
+
+pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
+
+WORDS = {"rises": "good", "falls": "bad", "soars": "good", "sinks": "bad"}
+ROWS = [
+    Row(f"Headline: {who} profit {how}\nSentiment:", mood, f"{who}-{how}")
+    for who in ("Harrowgate", "Velmora", "Quillon", "Brastow")
+    for how, mood in WORDS.items()
+]
+STEPS = 12
+
+
+class Killed(BaseException):
+    """What a SIGKILL is to the code: nothing after it runs."""
+
+
+class Bench:
+    """Attempts at one training, each with its own checkpoints in one store."""
+
+    def __init__(self, base: Path, folder: Path) -> None:
+        self.base, self.folder, self.store = base, folder, Memory()
+        self.attempts = 0
+        self.kept: list[float] = []
+        self.told: list[dict[str, Any]] = []
+
+    def run(
+        self, *, die_at: int | None = None, stop_at: int | None = None, hook: Callable[[int], None] | None = None,
+        **given: Any,
+    ) -> TrainResult:  # fmt: skip
+        self.attempts += 1
+        told: list[dict[str, Any]] = []
+
+        def progress(record: dict[str, Any]) -> None:
+            told.append(record)
+            self.told.append(record)
+            if hook is not None:
+                hook(record.get("step", 0))
+            if die_at is not None and record.get("step") == die_at:
+                raise Killed
+
+        with Checkpoints(
+            lambda: self.store, job="j", kind="training", attempt=self.attempts, advanced=self.kept.append
+        ) as kept:
+            return train(
+                TrainParams(**SETTINGS | given), base=self.base, rows=ROWS, valid=ROWS[:3],
+                out=self.folder / f"out-{self.attempts}", progress=progress, checkpoints=kept,
+                should_stop=lambda: bool(stop_at and told and told[-1].get("step", 0) >= stop_at),
+            )  # fmt: skip
+
+    def steps(self) -> list[int]:
+        return [found.step for found in found_of(self.store, "j")]
+
+
+SETTINGS: dict[str, Any] = {
+    "steps": STEPS, "batch_size": 2, "accumulation": 3, "lr": 3e-3, "dropout": 0.1, "threads": 1, "device": "cpu",
+    "checkpoint_steps": 2,
+}  # fmt: skip
+
+
+def files(path: Path) -> dict[str, str]:
+    return {member.name: models.digest(member) for member in path.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def whole(blank: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run leaves that nobody disturbed, and that kept no checkpoint."""
+    out = tmp_path_factory.mktemp("whole")
+    train(TrainParams(**SETTINGS), base=blank, rows=ROWS, valid=ROWS[:3], out=out)
+    return out
+
+
+@pytest.mark.parametrize("deaths", [(5,), (1, 4, 4, 9), (2, 3, 11)])
+def test_whoever_dies_and_goes_on_ends_in_the_same_bytes(
+    blank: Path, whole: Path, tmp_path: Path, deaths: tuple[int, ...]
+) -> None:
+    bench = Bench(blank, tmp_path)
+    for step in deaths:
+        with pytest.raises(Killed):
+            bench.run(die_at=step)
+    last = bench.run()
+    assert last.resumed == (deaths[-1] - 1) // 2 * 2
+    assert (last.exact, last.steps) == (True, STEPS)
+    assert files(last.out) == files(whole), "weights, metrics, settings: all of it"
+
+
+def test_checkpoints_come_when_they_are_due_and_hold_no_pickled_code(blank: Path, tmp_path: Path) -> None:
+    bench = Bench(blank, tmp_path)
+    bench.run(checkpoint_steps=4)
+    assert bench.kept == [4, 8], "not after the last step: the model itself comes then"
+    names = {blob.name.rsplit("/", 1)[-1] for blob in bench.store.list("runs/j/checkpoints/")}
+    assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", resume.STATE} < names
+    assert resume.PICKLED not in names
+    assert bench.run(checkpoint_steps=None).resumed == 8, "where nothing is said they come by the minute"
+    assert bench.kept == [4, 8]
+
+
+def test_by_the_minute(blank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume, "EVERY_S", 0.0)
+    bench = Bench(blank, tmp_path)
+    bench.run(checkpoint_steps=None)
+    assert bench.kept, "whenever the one before is through"
+    assert bench.kept == sorted(set(bench.kept))
+
+
+def test_who_is_told_to_stop_leaves_a_checkpoint_of_that_step(blank: Path, whole: Path, tmp_path: Path) -> None:
+    bench = Bench(blank, tmp_path)
+    stopped = bench.run(stop_at=4)  # asked between the fourth step and the fifth
+    assert stopped.stopped
+    assert bench.steps()[0] == 5
+    last = bench.run()
+    assert last.resumed == 5
+    assert files(last.out) == files(whole)
+
+
+def test_threads_are_taken_over_from_who_began(blank: Path, whole: Path, tmp_path: Path) -> None:
+    bench = Bench(blank, tmp_path)
+    with pytest.raises(Killed):
+        bench.run(die_at=5)
+    last = bench.run(threads=2)
+    assert last.exact
+    assert models.set_threads() == 1
+    assert files(last.out) == files(whole)
+
+
+def test_other_versions_go_on_and_say_so(
+    blank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    bench = Bench(blank, tmp_path)
+    with pytest.raises(Killed):
+        bench.run(die_at=5)
+    monkeypatch.setattr(resume, "versions", lambda: {"torch": "1.0"})
+    with pytest.raises(Killed):
+        bench.run(die_at=7)
+    assert {"resumed": 4, "exact": False} in bench.told
+    monkeypatch.undo()
+    assert not bench.run().exact, "what was not exact once is not again"
+
+
+@pytest.mark.parametrize("other", [{"lr": 1e-3}, {"rank": 4}, {"seed": 3}])
+def test_a_checkpoint_of_another_request_is_no_use(blank: Path, tmp_path: Path, other: dict[str, Any]) -> None:
+    bench = Bench(blank, tmp_path)
+    with pytest.raises(Killed):
+        bench.run(die_at=5)
+    assert bench.run(**other).resumed == 0
+
+
+def test_where_memory_runs_out_fewer_rows_are_taken_at_a_time(
+    blank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    real = GPT2LMHeadModel.forward
+
+    def greedy(self: Any, input_ids: Any = None, **more: Any) -> Any:
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, input_ids=input_ids, **more)
+
+    monkeypatch.setattr(GPT2LMHeadModel, "forward", greedy)
+    bench = Bench(blank, tmp_path)
+    done = bench.run(batch_size=6, accumulation=1)
+    assert done.steps == STEPS
+    halvings = [record for record in bench.told if record.get("reason") == "out of memory"]
+    assert halvings == [
+        {"reason": "out of memory", "batch_size": 3, "accumulation": 2},
+        {"reason": "out of memory", "batch_size": 1, "accumulation": 6},
+    ]
+    with pytest.raises(JobError) as caught:
+        monkeypatch.setattr(GPT2LMHeadModel, "forward", lambda *_, **__: greedy(None, input_ids=[1, 2, 3]))
+        Bench(blank, tmp_path / "one").run(batch_size=1)
+    assert caught.value.code == "TAPE-6003"
+
+
+def test_memory_that_runs_out_late_goes_on_from_the_checkpoint(
+    blank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    real, at = GPT2LMHeadModel.forward, [0]
+
+    def late(self: Any, input_ids: Any = None, **more: Any) -> Any:
+        if len(input_ids) > 1 and at[0] >= 7:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, input_ids=input_ids, **more)
+
+    monkeypatch.setattr(GPT2LMHeadModel, "forward", late)
+    bench = Bench(blank, tmp_path)
+    done = bench.run(hook=lambda step: at.__setitem__(0, step))
+    assert (done.resumed, done.exact, done.steps) == (6, False, STEPS)
+    trained = [record["step"] for record in bench.told if "loss" in record]
+    assert trained == [1, 2, 3, 4, 5, 6, 7, *range(7, STEPS + 1)]
+    lines = (done.out / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == STEPS + 1, "no step is in the record twice"

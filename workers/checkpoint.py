@@ -1,0 +1,186 @@
+"""Checkpoints of a job in the store: sent while the work goes on, complete when their manifest is, the last few kept.
+
+    runs/<job>/checkpoints/000000000120-2/adapter_model.safetensors    step 120, kept by attempt 2
+    runs/<job>/checkpoints/000000000120-2/manifest.json                last: without it there is no checkpoint
+
+Every file is verified both ways. An attempt takes up the newest checkpoint that is whole and that it can use, whoever
+kept it; one that is broken counts as none. They are deleted when the job has succeeded, and stay when it was cancelled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import structlog
+from pydantic import ValidationError
+
+from schemas.artifact import ArtifactFile, Manifest
+from schemas.errors import JobError, NotFoundError, TapeError
+from wire.blobs import Blobs
+from wire.blobs.port import corrupt
+
+_LOG = structlog.get_logger("tickertape.checkpoint")
+KEPT = 2
+"""Checkpoints of a job that stay: should the newest be broken, there is another."""
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint in the store: how far it is, who kept it, and what that one said of it."""
+
+    step: int
+    folder: str
+    manifest: Manifest
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What was kept beside the files."""
+        return self.manifest.metadata
+
+
+class Checkpoints:
+    """The checkpoints of one attempt's job. `advanced` is told each step that is kept, by the thread that sends it.
+
+    A context manager: at its end what is under way was kept, or given up with a line in the log.
+    """
+
+    def __init__(
+        self,
+        store: Callable[[], Blobs],
+        *,
+        job: str,
+        kind: str,
+        attempt: int,
+        advanced: Callable[[int], None],
+        kept: int = KEPT,
+    ) -> None:
+        self._store, self._job, self._kind, self._attempt = store, job, kind, attempt
+        self._advanced, self._kept = advanced, kept
+        self._sending: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+
+    def newest(self, into: Path, fits: Callable[[Mapping[str, Any]], bool] = lambda _: True) -> Checkpoint | None:
+        """Bring the newest checkpoint whose facts fit into a folder of its own under `into`; None when there is none.
+
+        Raises `UnavailableError` when the store does not answer: beginning anew would cost more than waiting.
+        """
+        for found in found_of(self._store(), self._job):
+            if not fits(found.facts):
+                _LOG.warning("checkpoint does not fit", job=self._job, step=found.step)
+                continue
+            try:
+                self._fetch(found, into / str(found.step))
+            except TapeError as error:
+                if error.code not in {"TAPE-2001", "TAPE-6007"}:  # neither missing nor broken: the store has trouble
+                    raise
+                _LOG.warning("checkpoint not usable", job=self._job, step=found.step, error=str(error))
+                continue
+            return found
+        return None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is under way: the next would have to wait for it."""
+        return self._sending is not None and self._sending.is_alive()
+
+    def keep(self, step: int, folder: Path, **facts: Any) -> None:
+        """Send a folder while the caller goes on, and delete it then; waits while another one is under way.
+
+        One that cannot be kept is no failure of the job: the next will do.
+        """
+        self.flush()
+        self._sending = threading.Thread(target=self._keep, args=(step, folder, facts), name="checkpoint", daemon=True)
+        self._sending.start()
+
+    def flush(self) -> None:
+        """Wait until nothing is under way."""
+        if self._sending is not None:
+            self._sending.join()
+            self._sending = None
+
+    def _keep(self, step: int, folder: Path, facts: dict[str, Any]) -> None:
+        try:
+            self._send(step, folder, facts)
+            self._advanced(step)
+            self._prune()
+        except Exception as error:  # a thread's error would be lost
+            _LOG.warning("checkpoint not kept", job=self._job, step=step, error=repr(error))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _send(self, step: int, folder: Path, facts: dict[str, Any]) -> None:
+        store, place = self._store(), f"{prefix(self._job)}{step:012d}-{self._attempt}"
+        files = []
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = path.relative_to(folder).as_posix()
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            store.put(f"{place}/{name}", path, sha256=digest)
+            files.append(ArtifactFile(path=name, sha256=digest, size=path.stat().st_size))
+        made = Manifest(name="checkpoint", kind=self._kind, job=self._job, files=files, metadata=facts)
+        store.put(f"{place}/{MANIFEST}", made.model_dump_json().encode())
+
+    def _fetch(self, found: Checkpoint, target: Path) -> None:
+        root = target.resolve()
+        for file in found.manifest.files:
+            path = (root / file.path).resolve()
+            if not path.is_relative_to(root):
+                raise corrupt(found.folder, f"{file.path} leads out of the folder")
+            self._store().fetch(f"{found.folder}/{file.path}", path, sha256=file.sha256)
+
+    def _prune(self) -> None:
+        """Delete all but the newest, and what deaths left half-sent before those."""
+        store = self._store()
+        whole = [found.folder for found in found_of(store, self._job)]
+        keep, newest = set(whole[: self._kept]), whole[0]
+        _delete(store, self._job, lambda folder: folder not in keep and folder <= newest)
+
+
+def prefix(job: str) -> str:
+    """Return the place of a job's checkpoints."""
+    return f"runs/{job}/checkpoints/"
+
+
+def found_of(store: Blobs, job: str) -> Iterator[Checkpoint]:
+    """Yield a job's complete checkpoints, the newest first. Raises `UnavailableError` and `AuthError` only."""
+    folders = {_folder(blob.name, job) for blob in store.list(prefix(job))}
+    for step, _, folder in sorted(filter(None, map(_placed, folders)), reverse=True):
+        try:
+            manifest = Manifest.model_validate_json(store.read(f"{folder}/{MANIFEST}"))
+        except (NotFoundError, JobError, ValidationError):  # half-sent, or broken
+            continue
+        yield Checkpoint(step, folder, manifest)
+
+
+def clear(store: Blobs, job: str) -> None:
+    """Delete all checkpoints of a job."""
+    _delete(store, job, lambda _: True)
+
+
+def _delete(store: Blobs, job: str, which: Callable[[str], bool]) -> None:
+    names = [blob.name for blob in store.list(prefix(job)) if which(_folder(blob.name, job))]
+    # The manifest first: what is deleted in part must not look whole.
+    for name in sorted(names, key=lambda name: not name.endswith(f"/{MANIFEST}")):
+        store.delete(name)
+
+
+def _folder(name: str, job: str) -> str:
+    return prefix(job) + name.removeprefix(prefix(job)).partition("/")[0]
+
+
+def _placed(folder: str) -> tuple[int, int, str] | None:
+    """Return step, attempt and folder; None for what is no checkpoint's."""
+    step, _, attempt = folder.rpartition("/")[2].partition("-")
+    return (int(step), int(attempt), folder) if step.isdecimal() and attempt.isdecimal() else None

@@ -1,0 +1,99 @@
+"""What a training's checkpoint holds beside the Trainer's own files, and whether another run may go on from it.
+
+On a CPU a run that goes on is *exact*: it ends in the very bytes of an undisturbed one, as long as threads, versions
+and the micro-batch are the same. Threads are pinned by the first attempt, and the others take them over; where versions
+or the batch differ, or on a GPU, the run goes on all the same and says that it is not exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from workers.llm.data import Encoded
+
+if TYPE_CHECKING:
+    from workers.llm.train import TrainParams
+
+STATE, METRICS = "tape.json", "metrics.jsonl"
+PICKLED = "training_args.bin"
+"""What the Trainer writes there is code to whoever reads it; nobody needs it."""
+EVERY_S = 60.0
+"""Seconds between checkpoints, where the request says nothing."""
+
+
+class Found(Protocol):
+    """A checkpoint that was brought here."""
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def facts(self) -> Mapping[str, Any]: ...
+
+
+class Keeper(Protocol):
+    """Where checkpoints are kept; `workers.checkpoint.Checkpoints` is one."""
+
+    @property
+    def busy(self) -> bool: ...
+    def newest(self, into: Path, fits: Callable[[Mapping[str, Any]], bool]) -> Found | None: ...
+    def keep(self, step: int, folder: Path, **facts: Any) -> None: ...
+    def flush(self) -> None: ...
+
+
+def facts(params: TrainParams, base: str, rows: Iterable[Encoded], *, device: str, threads: int) -> dict[str, Any]:
+    """Return what must be the same for a run to go on from a checkpoint, and what must be for it to be exact."""
+    asked = params.model_dump(mode="json", exclude={"threads", "batch_size", "accumulation", "checkpoint_steps"})
+    asked["together"] = params.batch_size * params.accumulation
+    return {
+        "request": hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest(),
+        "base": base,
+        "rows": _digest(rows),
+        "threads": threads,
+        "device": device,
+        "batch_size": params.batch_size,
+        "versions": versions(),
+        "exact": True,
+    }
+
+
+def fits(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether a run may go on from a checkpoint: the same request, base and rows."""
+    return all(theirs.get(name) == mine[name] for name in ("request", "base", "rows"))
+
+
+def exact(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether a run that goes on from there ends in the bytes of an undisturbed one; its threads are taken over."""
+    same = all(theirs.get(name) == mine[name] for name in ("device", "batch_size", "versions"))
+    return same and mine["device"] == "cpu" and bool(theirs.get("exact"))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide about bytes."""
+    return {name: metadata.version(name) for name in ("torch", "transformers", "peft")}
+
+
+def save(folder: Path, metrics: Path, state: Mapping[str, Any]) -> None:
+    """Complete a folder that the Trainer saved."""
+    (folder / PICKLED).unlink(missing_ok=True)
+    (folder / STATE).write_text(json.dumps(state))
+    shutil.copyfile(metrics, folder / METRICS)
+
+
+def load(folder: Path, metrics: Path) -> dict[str, Any]:
+    """Return the state that `save` was given, and put the metrics back as they were."""
+    shutil.copyfile(folder / METRICS, metrics)
+    found: dict[str, Any] = json.loads((folder / STATE).read_text())
+    return found
+
+
+def _digest(rows: Iterable[Encoded]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps([row.input_ids, row.labels]).encode())
+    return digest.hexdigest()

@@ -1,0 +1,176 @@
+"""Follows a training from its first step to its last: progress, losses, checkpoints, and when to stop."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import JobError
+from workers.llm import resume
+from workers.llm.data import IGNORED, Encoded, Row
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is trained on, and who hears of it."""
+
+    base: Path
+    rows: Sequence[Row]
+    valid: Sequence[Row]
+    out: Path
+    progress: Progress
+    should_stop: Callable[[], bool]
+    checkpoints: resume.Keeper | None
+
+
+class Collate:
+    """Pads a batch on the right, and tells how many tokens are not padding."""
+
+    def __init__(self, pad: int, watch: Watch) -> None:
+        self.pad, self.watch = pad, watch
+
+    def __call__(self, rows: Sequence[Encoded]) -> dict[str, Any]:
+        import torch
+
+        widest = max(len(row.input_ids) for row in rows)
+        self.watch.loaded.append(sum(len(row.input_ids) for row in rows))
+
+        def padded(values: Sequence[list[int]], filler: int) -> Any:
+            return torch.tensor([[*value, *[filler] * (widest - len(value))] for value in values])
+
+        return {
+            "input_ids": padded([row.input_ids for row in rows], self.pad),
+            "attention_mask": padded([[1] * len(row.input_ids) for row in rows], 0),
+            "labels": padded([row.labels for row in rows], IGNORED),
+        }
+
+
+class Watch:
+    """Follows one training: passes progress on, keeps losses and checkpoints, and says when to stop."""
+
+    def __init__(self, work: Work, every: int | None, facts: dict[str, Any]) -> None:
+        self.work, self.facts = work, facts
+        self.every = every
+        self.path = work.out / resume.METRICS
+        self.metrics = self.path.open("w", encoding="utf-8")
+        self.losses: list[float] = []
+        self.loaded: deque[int] = deque()
+        self.tokens = self.start = self.before = 0
+        self.stopped = False
+        self.began = self.saved_at = time.monotonic()
+
+    def take_up(self, scratch: Path) -> str | None:
+        """Return the folder of the checkpoint to go on from, if there is one, with what was known by then."""
+        keeper = self.work.checkpoints
+        found = keeper.newest(scratch / "last", partial(resume.fits, self.facts)) if keeper else None
+        if found is None:
+            return None
+        folder = scratch / "last" / str(found.step)
+        exact = resume.exact(self.facts, found.facts)
+        self.facts |= {"threads": found.facts["threads"], "exact": exact}
+        self.metrics.close()
+        state = resume.load(folder, self.path)
+        self.metrics = self.path.open("a", encoding="utf-8")
+        self.losses, self.tokens, self.start = state["losses"], state["tokens"], found.step
+        self.before = self.tokens
+        self.work.progress({"resumed": found.step, "exact": exact})
+        return str(folder)
+
+    def begin(self) -> None:
+        """The first step begins now."""
+        self.began = self.saved_at = time.monotonic()
+
+    def trained(self) -> None:
+        """A batch was trained on, the oldest of those that were loaded: some are loaded ahead."""
+        self.tokens += self.loaded.popleft()
+
+    def due(self, step: int) -> bool:
+        """Whether to keep a checkpoint after this step; not while the last one is still under way."""
+        keeper = self.work.checkpoints
+        if keeper is None:
+            return False
+        if self.stopped:
+            return True
+        late = time.monotonic() - self.saved_at >= resume.EVERY_S if self.every is None else step % self.every == 0
+        return late and not keeper.busy
+
+    def save(self, step: int, folder: Path) -> None:
+        """Hand over what the Trainer saved."""
+        assert self.work.checkpoints is not None
+        resume.save(folder, self.path, {"losses": self.losses, "tokens": self.tokens})
+        self.work.checkpoints.keep(step, folder, **self.facts)
+        self.saved_at = time.monotonic()
+
+    def close(self) -> None:
+        """The training is over: what is being kept is waited for."""
+        self.metrics.close()
+        if self.work.checkpoints is not None:
+            self.work.checkpoints.flush()
+
+    def write(self, record: dict[str, Any]) -> None:
+        self.metrics.write(json.dumps(record) + "\n")
+        self.metrics.flush()
+
+    def log(self, logs: dict[str, Any], step: int, steps: int) -> None:
+        loss = float(logs["loss"])
+        norm = float(logs.get("grad_norm", 0.0))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise JobError(
+                f"the loss is {loss} and the gradient's norm {norm}",
+                code="TAPE-6009",
+                hint="lower the learning rate, or raise the warm-up",
+                step=step,
+            )
+        self.losses.append(loss)
+        passed = time.monotonic() - self.began
+        record = {
+            "step": step,
+            "steps": steps,
+            "epoch": round(float(logs.get("epoch", 0.0)), 4),
+            "loss": round(loss, 6),
+            "lr": float(logs["learning_rate"]),
+            "grad_norm": round(norm, 6),
+            "tokens_per_s": round((self.tokens - self.before) / passed, 1) if passed else 0.0,
+            "eta_s": round(passed / (step - self.start) * (steps - step), 1),
+        }
+        self.write({key: value for key, value in record.items() if key not in {"tokens_per_s", "eta_s"}})
+        self.work.progress(record)
+
+
+def callback(watch: Watch) -> Any:
+    from transformers import TrainerCallback
+
+    class Follow(TrainerCallback):  # type: ignore[misc]
+        """Hands the Trainer's own moments to the watch."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            watch.begin()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
+            if logs and "loss" in logs:
+                watch.log(logs, state.global_step, state.max_steps)
+            state.log_history.clear()  # it is in metrics.jsonl, and would be in every checkpoint
+
+        def on_substep_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            watch.trained()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            watch.trained()
+            if watch.work.should_stop():
+                watch.stopped = control.should_training_stop = True
+            if state.global_step < state.max_steps and watch.due(state.global_step):
+                control.should_save = True
+
+        def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            watch.save(state.global_step, Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    return Follow()
