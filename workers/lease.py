@@ -34,6 +34,8 @@ BUFFER_LIMIT = 2_000
 """Records that wait for the slots of a light pool, at most."""
 ASIDE_LIMIT = 1_000
 """Records on their way aside, at most."""
+UNSETTLED = 500
+"""Light jobs that may have ended without their ends being durable yet, before no more are taken for them."""
 SMOOTH = 0.2
 """The weight of the newest slot time in the mean."""
 BATCH_S = 3.0 / 500
@@ -67,6 +69,7 @@ class LeaseLoop:
         self._held: dict[Place, Lease] = {}
         self._adrift: dict[int, Lease] = {}
         self._load = dict.fromkeys(map(id, self._pools), 0)
+        self._ended = dict.fromkeys(map(id, self._pools), 0)
         self._slot_s = dict.fromkeys(map(id, self._pools), 0.0)
         self._rates = {id(pool): Rate(clock) for pool in self._pools}
         self._settled: deque[tuple[Record, AckType]] = deque()
@@ -185,6 +188,7 @@ class LeaseLoop:
             elif lease is not None:
                 pool = id(lease.source.pool)
                 self._load[pool] -= 1
+                self._ended[pool] -= lease.charged
                 self._rates[pool].add(1)
                 self._forget(record)
 
@@ -196,8 +200,9 @@ class LeaseLoop:
             source.tenants.spent(record, seconds)
             self._slot_s[id(source.pool)] += SMOOTH * (seconds - self._slot_s[id(source.pool)])
             lease = self._held.get((record.topic, record.partition, record.offset))
-            if lease is not None and lease.record is record:
+            if lease is not None and lease.record is record and not lease.charged:
                 lease.charged = True
+                self._ended[id(source.pool)] += 1
         while self._kept:
             record = self._kept.popleft()
             lease = self._held.get((record.topic, record.partition, record.offset))
@@ -255,7 +260,7 @@ class LeaseLoop:
     def _acquire(self, pool: Pool) -> None:
         turn = self._rounds[id(pool)]
         rooms = {source.kind: self._gate(source.kind) for source in turn.sources}
-        crowded = self._load[id(pool)] >= pool.size
+        crowded = self._busy(pool) >= pool.size
         for source in turn.sources:
             source.tenants.crowd(crowded)
             if promised := source.consumer.promised:
@@ -310,13 +315,18 @@ class LeaseLoop:
             room -= min(share, len(records)) + source.promised
             self._take(source, records)
 
+    def _busy(self, pool: Pool) -> int:
+        """Leases that need a slot. What has ended needs none, but a heavy job's keeps its own until that is durable."""
+        load = self._load[id(pool)]
+        return load - min(self._ended[id(pool)], UNSETTLED) if pool.light else load
+
     def _room(self, pool: Pool, mine: Sequence[Source]) -> int:
         buffer = 0
         if pool.light:  # a little more than can run, at least one for each source, so that none waits for its turn
             buffer = min(BUFFER_LIMIT, int(self._rates[id(pool)].value * HORIZON_S))
             if self._slot_s[id(pool)] < HORIZON_S:  # else that is nothing beside the wait for a slot
                 buffer = max(len(mine), buffer)
-        room = pool.size + buffer - self._load[id(pool)] - sum(source.promised for source in mine)
+        room = pool.size + buffer - self._busy(pool) - sum(source.promised for source in mine)
         if self._left is None:
             return room
         return min(room, self._left - sum(source.consumer.promised for source in self.sources))
@@ -329,7 +339,7 @@ class LeaseLoop:
         renew_at = since + self._renewal
         if not self._draining:
             self._queues.setdefault(records[0].topic, source)
-            records, moved = source.tenants.sort(records, source.pool.size - self._load[id(source.pool)])
+            records, moved = source.tenants.sort(records, source.pool.size - self._busy(source.pool))
             for one in moved:
                 self._held[one.record[:3]] = Lease(one.record, source, renew_at, aside=True)
                 self._aside(one)

@@ -11,7 +11,7 @@ from worker_twin import NAMES, Clock
 
 from wire.share import AckType, OffsetRange, Record
 from wire.share.errors import AuthenticationError, LeaseLostError, SessionLostError
-from workers.lease import ROTATE_S, TICK_S
+from workers.lease import ROTATE_S, TICK_S, UNSETTLED
 from workers.round import WEIGHTS, Rate
 
 
@@ -353,3 +353,22 @@ def test_a_light_slot_has_its_next_job_at_hand_unless_jobs_are_long(seconds: flo
             rig.pool.end(rig.loop, found)
             rig.loop.spent(found, seconds)
     assert (idle <= 2) == at_hand
+
+
+@pytest.mark.parametrize(("light", "most"), [(True, UNSETTLED), (False, 1)])
+def test_a_light_job_that_ended_needs_no_slot_while_its_end_is_confirmed(light: bool, most: int) -> None:
+    """A broker takes its time to confirm. A heavy job's outcome waits for a store that is away: no more is taken."""
+    rig = Rig(1, light=light, lanes=("bulk",))
+    rig.send(times=UNSETTLED + 200)
+    ended = []
+    for _ in range(3 * UNSETTLED):
+        for found in rig.turn(0.01):
+            rig.pool.running.remove(found)
+            rig.loop.spent(found, 0.5)  # no buffer is kept for jobs as long as this
+            ended.append(found)
+    assert most <= len(ended) <= most + 2
+    done = len(ended)
+    for found in ended:
+        rig.loop.done(found, AckType.ACCEPT)
+    assert any(rig.turn(0.01) for _ in range(6)), "the next one is taken when they are"
+    assert rig.state()[0] == done
