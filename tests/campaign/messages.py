@@ -25,7 +25,7 @@ from schemas.errors import InvalidError
 from schemas.event import EventType
 from schemas.redrive import Phase
 from tests.campaign.proxy import Proxy
-from tests.campaign.row import Facts, row, single
+from tests.campaign.row import Facts, row
 from tests.campaign.stage import Scene, Stage
 from wire.follow import KafkaFollower
 
@@ -205,7 +205,7 @@ def all_fail(stage: Stage, scene: Scene) -> Facts:
     return Facts(back, f"{before} starts before the breaker, {rate:.2f}/s after")
 
 
-@row(23, "redrive of what still fails", "dead letters sent back unmended", single, sizes=("200", "10,000"))
+@row(23, "redrive of what still fails", "dead letters sent back unmended", sizes=("200", "10,000"))
 def redriven(stage: Stage, scene: Scene) -> Facts:
     """Halts by itself, keeps the rate, can be resumed, guards against loops, is audited."""
     count = int(stage.pick(200, 10_000))

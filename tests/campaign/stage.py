@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -138,6 +139,7 @@ class Stage:
         self._brokers: dict[str, NativeBroker] = {}
         self._store: NativeStore | None = None
         self._scenes: list[Scene] = []
+        self._starting = threading.RLock()  # rows are played side by side
 
     def __enter__(self) -> Stage:
         return self
@@ -150,13 +152,14 @@ class Stage:
 
     def broker(self, name: str = "one") -> NativeBroker:
         """Return a broker: `one`, or `three` that form a cluster."""
-        if name not in self._brokers:
-            home = self.folder / f"broker-{name}-{time.monotonic_ns()}"
-            made = NativeBroker(home, self.cache, nodes=3 if name == "three" else 1, port=free_port())
-            made.start(tie=True)
-            self._undo.callback(made.stop, grace_s=0)
-            self._brokers[name] = made
-        return self._brokers[name]
+        with self._starting:
+            if name not in self._brokers:
+                home = self.folder / f"broker-{name}-{time.monotonic_ns()}"
+                made = NativeBroker(home, self.cache, nodes=3 if name == "three" else 1, port=free_port())
+                made.start(tie=True)
+                self._undo.callback(made.stop, grace_s=0)
+                self._brokers[name] = made
+            return self._brokers[name]
 
     def everything(self) -> dict[str, Any]:
         """Return the settings of a scene on three brokers and MinIO; on a directory where there is no MinIO."""
@@ -206,15 +209,16 @@ class Stage:
 
     def store(self) -> NativeStore:
         """Return the MinIO. Raises `NotRun` where there is none."""
-        if self._store is None:
-            store = NativeStore(self.folder / "store", self.cache, port=free_port())
-            try:
-                store.start(tie=True)
-            except SetupError as error:
-                raise NotRun(f"no MinIO: {error}") from error
-            self._undo.callback(store.stop, grace_s=0)
-            self._store = store
-        return self._store
+        with self._starting:
+            if self._store is None:
+                store = NativeStore(self.folder / "store", self.cache, port=free_port())
+                try:
+                    store.start(tie=True)
+                except SetupError as error:
+                    raise NotRun(f"no MinIO: {error}") from error
+                self._undo.callback(store.stop, grace_s=0)
+                self._store = store
+            return self._store
 
     def before_store(self) -> tuple[dict[str, Any], Proxy]:
         """Return the settings of a store behind a proxy, and the proxy."""
