@@ -27,6 +27,7 @@ class Options(TypedDict, total=False):
     tenant: str | None
     key: str | None
     timeout_s: float | None
+    stall_s: float | None
     expires_at: datetime | None
     not_before: datetime | None
     max_attempts: int | None
@@ -38,7 +39,8 @@ class Request:
     """One job to submit: its kind, the kind's parameters, and how to treat it.
 
     `key` is the idempotency key: the same tenant and key are the same job, however often it is submitted. `timeout_s`
-    bounds one attempt in seconds; a job is started neither before `not_before` nor after `expires_at`.
+    bounds one attempt in seconds, `stall_s` how long it may make no progress; a job is started neither before
+    `not_before` nor after `expires_at`.
     """
 
     kind: str
@@ -47,6 +49,7 @@ class Request:
     tenant: str | None = None
     key: str | None = None
     timeout_s: float | None = None
+    stall_s: float | None = None
     expires_at: datetime | None = None
     not_before: datetime | None = None
     max_attempts: int | None = None
@@ -113,6 +116,7 @@ def prepare(request: Request, names: Names, *, tenant: str, now: datetime | None
             "tenant": tenant,
             "key": request.key,
             "timeout_s": request.timeout_s,
+            "stall_s": request.stall_s,
             "expires_at": request.expires_at,
             "not_before": request.not_before,
             "max_attempts": request.max_attempts,

@@ -138,6 +138,7 @@ CODES: dict[str, Code] = {
     "TAPE-7001": Code("the job ran longer than timeout_s", _TO, "raise timeout_s, or make the job smaller"),
     "TAPE-7002": Code("waiting took longer than asked", _TO, "wait longer; the job goes on"),
     "TAPE-7003": Code("a step took longer than its limit", _TO, "raise the limit, or make the step smaller"),
+    "TAPE-7004": Code("the attempt made no progress for stall_s", _TO, "look at what it waits for, or raise stall_s"),
     "TAPE-8001": Code(
         "no JDK 17 or newer was found", _I, "install one, e.g. `apt-get install openjdk-17-jdk-headless`"
     ),

@@ -29,6 +29,9 @@ class Job(Open):
     tenant: str = Field(default="default", min_length=1, max_length=128)
     key: str | None = Field(default=None, max_length=512, description="idempotency key: the same key is the same job")
     timeout_s: float | None = Field(default=None, gt=0, description="seconds one attempt may run")
+    stall_s: float | None = Field(
+        default=None, gt=0, description="seconds without progress after which an attempt counts as hung; process kinds"
+    )
     expires_at: AwareDatetime | None = Field(
         default=None, description="not started after this, nor if it cannot end by then"
     )

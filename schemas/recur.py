@@ -38,6 +38,7 @@ class Recurring(Open):
     params: dict[str, Any]
     tenant: str = Field(default="default", min_length=1, max_length=128)
     timeout_s: float | None = Field(default=None, gt=0)
+    stall_s: float | None = Field(default=None, gt=0)
     max_attempts: int | None = Field(default=None, ge=1, le=8)
     labels: dict[str, str] = Field(default_factory=dict, max_length=32)
     added_at: AwareDatetime = Field(description="moments before this do not count")
@@ -77,7 +78,7 @@ def fire(template: Recurring, moment: datetime, *, names: Names, partition: int,
     moment = moment.astimezone(UTC)
     key = f"recurring/{template.name}/{moment.isoformat()}"
     job = job_id(template.tenant, key)
-    fields = template.model_dump(include={"params", "tenant", "timeout_s", "max_attempts", "labels"})
+    fields = template.model_dump(include={"params", "tenant", "timeout_s", "stall_s", "max_attempts", "labels"})
     request = Job(**fields, key=key)
     fired = Fired(name=template.name, moment=moment, job=job, time=now)
     value = request.model_dump_json(exclude_none=True, exclude_defaults=True).encode()

@@ -29,7 +29,7 @@ from wire.settings import PREFIX, Settings
 from workers import oom
 from workers.attempt import Attempt
 from workers.failures import suspect
-from workers.runner import Heard, Scratch, hear, unheard
+from workers.runner import Heard, Movement, Scratch, hear, unheard
 
 _LOG = structlog.get_logger("tickertape.process")
 QUIET = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -133,6 +133,7 @@ class ChildRunner:
     ) -> Verdict:
         deadline = time.monotonic() + attempt.timeout_s if attempt.timeout_s else float("inf")
         kill_at = float("inf")
+        movement = Movement(attempt.job.stall_s)
         while True:
             if connection.poll(TICK_S):
                 message = json.loads(connection.recv_bytes())
@@ -142,22 +143,26 @@ class ChildRunner:
                 elif message["type"] == "verdict":
                     return _VERDICT.validate_python(message["verdict"])
                 elif message["type"] == "progress":
+                    movement.seen(message["progress"])
                     report(message["progress"])
                 elif message["type"] == "call":
                     hear(self._heard, attempt, message["dependency"], _FAILURE.validate_python(message["failure"]))
             now = time.monotonic()
             if now > deadline:
-                self.kill()
-                late = JobError(
-                    "the attempt was killed at its timeout", code="TAPE-7001", timeout_s=attempt.timeout_s, hung=True
-                )
-                return Failed(failure=Failure.of(late, detail=self._tail()))
+                return self._hung("the attempt was killed at its timeout", "TAPE-7001", timeout_s=attempt.timeout_s)
+            if movement.stalled():
+                told = f"the attempt made no progress for {attempt.job.stall_s:g} s"
+                return self._hung(told, "TAPE-7004", stall_s=attempt.job.stall_s, last=movement.told)
             if kill_at == float("inf") and stopped():
                 connection.send_bytes(b'{"type": "cancel"}')
                 kill_at = now + self._grace_s
             if now > kill_at:
                 self.kill()
                 return Cancelled(reason="killed: the handler did not stop in time")
+
+    def _hung(self, told: str, code: str, **place: Any) -> Failed:
+        self.kill()
+        return Failed(failure=Failure.of(JobError(told, code=code, hung=True, **place), detail=self._tail()))
 
     def _ensure(self) -> Connection:
         if self._process is not None and self._connection is not None and self._process.poll() is None:

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from schemas.errors import JobError, TapeError
 from schemas.outcome import Cancelled, Failed, Failure, Succeeded, Usage, Verdict
 from wire.blobs import Blobs
 from workers.attempt import Attempt
-from workers.context import CancelledByRequest, Context
+from workers.context import CHECKPOINT, CancelledByRequest, Context
 from workers.failures import classify
 from workers.gate import needs
 from workers.guard import Guards
@@ -138,6 +138,29 @@ def _plain(verdict: Succeeded) -> Succeeded:
             f"the result has {size} bytes and at most {RESULT_LIMIT} are kept", code="TAPE-6011", field="result"
         )
     return verdict.model_copy(update={"result": plain})
+
+
+class Movement:
+    """Whether an attempt moves: its step or checkpoint goes on, or, where it has none, what it tells changes."""
+
+    def __init__(self, stall_s: float | None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stall_s, self._clock = stall_s, clock
+        self._last: object = None
+        self._since = clock()
+        self.told = "nothing"
+        """What it told last, in short."""
+
+    def seen(self, progress: Mapping[str, Any]) -> None:
+        """Take in what the attempt tells."""
+        counted = [progress[name] for name in ("step", CHECKPOINT) if name in progress]
+        now = counted or dict(progress)
+        if now != self._last:
+            self._last, self._since = now, self._clock()
+            self.told = str(dict(progress))[:200]
+
+    def stalled(self) -> bool:
+        """Whether it stood still for too long."""
+        return self._stall_s is not None and self._clock() - self._since > self._stall_s
 
 
 class Scratch:

@@ -64,6 +64,9 @@ class Treatment:
     lane: Annotated[str, typer.Option(help="interactive or bulk.")] = "bulk"
     tenant: Annotated[str | None, typer.Option(help="Whose job it is.")] = None
     timeout: Annotated[str | None, typer.Option(help="How long one attempt may run, e.g. 30m.")] = None
+    stall: Annotated[
+        str | None, typer.Option(help="How long an attempt may make no progress before it counts as hung.")
+    ] = None
     max_attempts: Annotated[int | None, typer.Option(help="Attempts before it is given up.")] = None
     label: Annotated[Strings, typer.Option(help="A label, key=value.")] = None
 
@@ -73,6 +76,7 @@ class Treatment:
             "lane": self.lane,
             "tenant": self.tenant,
             "timeout_s": duration(self.timeout, "--timeout").total_seconds() if self.timeout else None,
+            "stall_s": duration(self.stall, "--stall").total_seconds() if self.stall else None,
             "max_attempts": self.max_attempts,
             "labels": pairs(self.label or [], "--label"),
         }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
+import time
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,8 +14,9 @@ from pathlib import Path
 import pytest
 from fleet import Fleet, kill
 
+from producers import Client
 from schemas.event import Event, EventType
-from schemas.outcome import Outcome
+from schemas.outcome import Outcome, Status
 from wire.blobs import open_store
 from wire.blobs.manifest import read_manifest
 from wire.process import wait_until
@@ -23,6 +26,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.kafka, pytest.mark.model, pytest.mar
 KILLS = int(os.environ.get("KILLS", "4"))
 STEPS = 40 + 10 * KILLS
 TEXTS = [f"profit {word} {number}" for word in ("rises", "falls") for number in range(40)]
+
+
+@pytest.fixture(autouse=True)
+def torch() -> None:
+    """Skips without torch, but not where CI is set."""
+    if find_spec("torch") is None and not os.environ.get("CI"):
+        pytest.skip("the llm extra is not installed")
 
 
 def setting(folder: Path) -> dict[str, object]:
@@ -59,8 +69,6 @@ def contents(fleet: Fleet, job: str) -> dict[str, str]:
 
 
 def test_killed_at_random_steps_it_ends_in_the_bytes_of_a_run_that_nobody_disturbed(fleet: Fleet) -> None:
-    if find_spec("torch") is None and not os.environ.get("CI"):
-        pytest.skip("the llm extra is not installed")
     fleet.prepare("training")
     params, dice = setting(fleet.folder), random.Random(5)
     for _ in range(2):
@@ -95,6 +103,45 @@ def test_killed_at_random_steps_it_ends_in_the_bytes_of_a_run_that_nobody_distur
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1)), "no step is in the record twice"
     assert not list(found_of(open_store(fleet.settings), "stormy")), "its checkpoints are gone"
     print(f"{KILLS} kills at steps {at}, resumed at {resumed}, the same bytes")
+
+
+def test_a_drained_worker_hands_a_training_over_at_its_step(fleet: Fleet) -> None:
+    fleet.prepare("training")
+    # No checkpoint by the step: the one that the drain leaves is the only one.
+    params = setting(fleet.folder) | {"steps": 400, "checkpoint_steps": 10_000}
+    first = fleet.start("--slots", "1", "--grace", "1", kinds="training")
+    fleet.submit("moving", "training", params=params, max_attempts=1)
+    assert wait_until(lambda: last_step(fleet, "moving") >= 5, deadline_s=120, every_s=0.02)
+    first.signal(signal.SIGTERM)
+    assert first.end(30) == 0
+    left = reached(fleet, "moving")
+    assert left >= 5
+    fleet.start("--slots", "1", kinds="training")
+    fleet.all_ended(180)
+    assert fleet.check() == Counter(succeeded=1)
+    [resumed] = [event.progress["resumed"] for event in told(fleet, "moving") if "resumed" in (event.progress or {})]
+    assert resumed == left
+    assert {event.attempt for event in told(fleet, "moving") if event.type is EventType.RUNNING} == {1}
+
+
+def test_a_cancelled_training_ends_at_once_and_leaves_its_checkpoint(fleet: Fleet) -> None:
+    fleet.prepare("training")
+    params = setting(fleet.folder) | {"steps": 100_000, "checkpoint_steps": 10_000}
+    fleet.start("--slots", "1", kinds="training")
+    fleet.submit("dropped", "training", params=params)
+    assert wait_until(lambda: last_step(fleet, "dropped") >= 5, deadline_s=120, every_s=0.02)
+    with Client(settings=fleet.settings) as client:
+        began = time.monotonic()
+        client.cancel("dropped", reason="enough")
+        fleet.all_ended(30)
+        print(f"cancelled within {time.monotonic() - began:.2f} s")
+    assert outcome(fleet, "dropped").status is Status.CANCELLED
+    assert reached(fleet, "dropped") >= 5
+
+
+def last_step(fleet: Fleet, job: str) -> int:
+    steps = [(event.progress or {}).get("step") for event in told(fleet, job)]
+    return max((step for step in steps if isinstance(step, int)), default=0)
 
 
 def _metrics(fleet: Fleet, uri: str) -> str:

@@ -148,6 +148,14 @@ def climb(context: Context, params: Trouble) -> Verdict:
     return Succeeded(result={"steps": params.size})
 
 
+def tread(context: Context, params: Trouble) -> Verdict:
+    """Tell a step ten times, then the next, `size` steps in all; the numbers beside it change all the time."""
+    for told in range(params.size * 10):
+        context.progress(step=told // 10, seconds=time.monotonic())
+        time.sleep(params.seconds)
+    return Succeeded()
+
+
 def haunt(context: Context, params: Trouble) -> Verdict:
     """Report on behalf of the jobs before, as threads would that they left behind."""
     for other in _LEFT:
@@ -177,6 +185,7 @@ DEEDS = {
         ask,
         climb,
         haunt,
+        tread,
     )
 }
 

@@ -65,8 +65,12 @@ def runner(shared: ChildRunner) -> ChildRunner:
     return shared
 
 
-def attempt(do: str = "work", *, kind: str = "trouble", timeout_s: float | None = None, **params: Any) -> Attempt:
-    job = record(kind_name=kind, params={"do": do, **params}, **({"timeout_s": timeout_s} if timeout_s else {}))
+def attempt(
+    do: str = "work", *, kind: str = "trouble", timeout_s: float | None = None, stall_s: float | None = None,
+    **params: Any,
+) -> Attempt:  # fmt: skip
+    limits = {name: found for name, found in (("timeout_s", timeout_s), ("stall_s", stall_s)) if found}
+    job = record(kind_name=kind, params={"do": do, **params}, **limits)
     return read(job, load([kind])[kind], "bulk", START)
 
 
@@ -222,6 +226,15 @@ def test_a_job_that_ignores_its_cancellation_is_killed(runner: ChildRunner) -> N
     assert "did not stop" in verdict.reason
     assert runner.pid is None
     assert not psutil.pid_exists(told[0]["pid"])
+
+
+def test_a_job_that_talks_and_does_not_move_is_hung(runner: ChildRunner) -> None:
+    verdict = run(runner, attempt("tread", size=2, seconds=0.2, stall_s=1.0))
+    assert (failure(verdict).code, failure(verdict).failure) == ("TAPE-7004", FailureClass.TIMEOUT)
+    assert failure(verdict).place["stall_s"] == 1.0
+    assert "'step': 0" in failure(verdict).place["last"]
+    assert failure(verdict).place["hung"], "the worker must doubt the device"
+    assert isinstance(run(runner, attempt("tread", size=4, seconds=0.1, stall_s=3.0)), Succeeded), "slow is not hung"
 
 
 def test_a_job_is_killed_at_its_timeout_with_all_it_started(runner: ChildRunner, home: Path) -> None:

@@ -32,6 +32,7 @@ from workers.context import Context
 from workers.control import Controls, follow_control
 from workers.health import Health
 from workers.kinds import BUILTIN, Kind, available, kind, load
+from workers.runner import Movement
 
 # --- trying again
 
@@ -392,3 +393,31 @@ def test_an_unknown_variable_is_usage(
     monkeypatch.setenv("TAPE_KAKFA_URL", "x:1")
     assert command.main(["--home", str(tmp_path)]) == 2
     assert "TAPE_KAKFA_URL" in capsys.readouterr().err
+
+
+def test_movement_is_a_step_that_goes_on() -> None:
+    clock = Clock()
+    movement = Movement(10.0, clock=clock)
+    told: list[tuple[dict[str, Any], bool]] = [
+        ({"step": 1, "loss": 2.0}, False),
+        ({"step": 1, "loss": 1.9}, True),  # twice six seconds, and nothing moved
+        ({"step": 2, "loss": 1.9}, False),
+        ({"step": 2, "checkpoint": 2.0}, False),  # so much is durable
+        ({"rows": 5}, False),
+        ({"rows": 6}, False),
+        ({"rows": 6}, True),
+    ]
+    for progress, stalled in told:
+        movement.seen(progress)
+        clock.advance(6.0)
+        assert movement.stalled() == stalled, progress
+    assert movement.told == "{'rows': 6}"
+
+
+def test_where_nobody_asked_nothing_stalls_and_who_never_spoke_does() -> None:
+    clock = Clock()
+    patient, strict = Movement(None, clock=clock), Movement(10.0, clock=clock)
+    clock.advance(11.0)
+    assert not patient.stalled()
+    assert strict.stalled()
+    assert strict.told == "nothing"
