@@ -84,3 +84,9 @@ def tape(home: Path, ports: MemoryPorts, capfd: pytest.CaptureFixture[str]) -> T
         return Result(code, found.out, found.err)
 
     return run
+
+
+@pytest.fixture
+def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step of a training is told, however fast they go."""
+    monkeypatch.setattr("workers.llm.watch.TELL_S", 0.0)

@@ -16,7 +16,7 @@ from workers.llm import resume
 from workers.llm.data import Row
 from workers.llm.train import TrainParams, TrainResult, train
 
-pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.model, pytest.mark.timeout(600), pytest.mark.usefixtures("every_step")]
 
 WORDS = {"rises": "good", "falls": "bad", "soars": "good", "sinks": "bad"}
 ROWS = [

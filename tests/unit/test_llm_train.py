@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from schemas.errors import InvalidError, JobError
@@ -16,8 +19,9 @@ from workers.llm.data import Row
 from workers.llm.generate import choices
 from workers.llm.score import perplexity
 from workers.llm.train import TrainParams, train
+from workers.llm.watch import Running
 
-pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.model, pytest.mark.timeout(600), pytest.mark.usefixtures("every_step")]
 
 WORDS = {"rises": "good", "falls": "bad", "soars": "good", "sinks": "bad"}
 ROWS = [
@@ -210,3 +214,32 @@ def test_llama_gets_lora_on_all_its_linear_layers() -> None:
     )
     found = training._targets(LlamaForCausalLM(config))
     assert found == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+
+
+def test_fast_steps_are_told_together(blank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.llm.watch.TELL_S", 3600.0)
+    told: list[dict[str, Any]] = []
+    train(params(), base=blank, rows=ROWS, out=tmp_path, progress=told.append)
+    first, last = told
+    assert (first["step"], last["step"]) == (1, 6)
+    assert "losses" not in first
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines]
+    assert len(losses) == 6, "the metrics have them all"
+    assert last["losses"] == 5
+    assert last["loss_mean"] == pytest.approx(statistics.fmean(losses[1:]), abs=1e-5)
+    assert last["loss_variance"] == pytest.approx(statistics.pvariance(losses[1:]), abs=1e-4)
+    assert (last["loss_min"], last["loss_max"]) == (
+        pytest.approx(min(losses[1:]), abs=1e-5), pytest.approx(max(losses[1:]), abs=1e-5),
+    )  # fmt: skip
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50))
+def test_running_statistics_are_those_of_the_list(values: list[float]) -> None:
+    running = Running()
+    for value in values:
+        running.add(value)
+    assert running.count == len(values)
+    assert running.mean == pytest.approx(statistics.fmean(values), abs=1e-6, rel=1e-9)
+    assert running.variance == pytest.approx(statistics.pvariance(values), abs=1e-3, rel=1e-6)
+    assert (running.lowest, running.highest) == (min(values), max(values))

@@ -203,7 +203,7 @@ def _prepare(model: models.Model, params: TrainParams) -> Any:
     )
     try:
         with models.muted():
-            return get_peft_model(model.module, config)
+            tuned = get_peft_model(model.module, config)
     except ValueError as error:
         raise InvalidError(
             f"LoRA fits none of the layers: {error}",
@@ -211,6 +211,9 @@ def _prepare(model: models.Model, params: TrainParams) -> Any:
             field="targets",
             hint=f"layers here: {', '.join(_targets(model.module))}",
         ) from error
+    # peft's own card: half of what saving a checkpoint takes, and it names the base by a path of this machine
+    tuned.create_or_update_model_card = lambda *_: None
+    return tuned
 
 
 def _targets(module: Any) -> list[str]:
@@ -282,7 +285,6 @@ def _save(module: Any, model: models.Model, params: TrainParams, result: TrainRe
     if params.method == "lora":
         module.save_pretrained(out, safe_serialization=True)
         _tidy(out / models.ADAPTER, model.path.name)
-        (out / "README.md").unlink(missing_ok=True)
     else:
         module.config.use_cache = True
         module.config.name_or_path = ""

@@ -17,6 +17,8 @@ from workers.llm import resume
 from workers.llm.data import IGNORED, Encoded, Row
 
 Progress = Callable[[dict[str, Any]], None]
+TELL_S = 0.2
+"""Steps are told at most this often: those between are in the metrics, and in what is told of them together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,36 @@ class Work:
     progress: Progress
     should_stop: Callable[[], bool]
     checkpoints: resume.Keeper | None
+
+
+class Running:
+    """Count, mean, variance and bounds of numbers that are not kept (Welford, Technometrics 4, 1962)."""
+
+    __slots__ = ("_squares", "count", "highest", "lowest", "mean")
+
+    def __init__(self) -> None:
+        self.count, self.mean, self._squares = 0, 0.0, 0.0
+        self.lowest, self.highest = math.inf, -math.inf
+
+    def add(self, value: float) -> None:
+        """Take in one more."""
+        self.count += 1
+        apart = value - self.mean
+        self.mean += apart / self.count
+        self._squares += apart * (value - self.mean)
+        self.lowest, self.highest = min(self.lowest, value), max(self.highest, value)
+
+    @property
+    def variance(self) -> float:
+        """The variance of the numbers themselves; 0 of fewer than two."""
+        return self._squares / self.count if self.count > 1 else 0.0
+
+    def told(self) -> dict[str, float]:
+        """Return what is told of several losses; nothing of a single one, which is told itself."""
+        if self.count < 2:
+            return {}
+        found = {"mean": self.mean, "variance": self.variance, "min": self.lowest, "max": self.highest}
+        return {"losses": self.count, **{f"loss_{name}": round(value, 6) for name, value in found.items()}}
 
 
 class Collate:
@@ -67,6 +99,8 @@ class Watch:
         self.tokens = self.start = self.before = 0
         self.stopped = False
         self.began = self.saved_at = time.monotonic()
+        self.told_at = float("-inf")
+        self.untold = Running()
 
     def take_up(self, scratch: Path) -> str | None:
         """Return the folder of the checkpoint to go on from, if there is one, with what was known by then."""
@@ -131,6 +165,7 @@ class Watch:
                 step=step,
             )
         self.losses.append(loss)
+        self.untold.add(loss)
         passed = time.monotonic() - self.began
         record = {
             "step": step,
@@ -143,7 +178,9 @@ class Watch:
             "eta_s": round(passed / (step - self.start) * (steps - step), 1),
         }
         self.write({key: value for key, value in record.items() if key not in {"tokens_per_s", "eta_s"}})
-        self.work.progress(record)
+        if step == steps or time.monotonic() - self.told_at >= TELL_S:
+            self.work.progress(record | self.untold.told())
+            self.told_at, self.untold = time.monotonic(), Running()
 
 
 def callback(watch: Watch) -> Any:
