@@ -77,6 +77,20 @@ class Training(Strict):
     threads: int | None = Field(default=None, ge=1)
     limit: int | None = Field(default=None, ge=1, description="rows used at most")
     checkpoint_steps: int | None = Field(default=None, ge=1, description="steps between checkpoints; else one a minute")
+    validation_steps: int | None = Field(
+        default=None, ge=1, description="steps between validations; without it there is one, at the end"
+    )
+    patience: int | None = Field(
+        default=None, ge=1, description="validations without a better one until it ends early, with the best weights"
+    )
+
+    @model_validator(mode="after")
+    def _validates_on_something(self) -> Self:
+        if self.validation_steps is not None and self.validation is None:
+            raise ValueError("`validation_steps` needs `validation`, the rows to validate on")
+        if self.patience is not None and self.validation_steps is None:
+            raise ValueError("`patience` counts validations: it needs `validation_steps`")
+        return self
 
 
 def _given(name: str) -> JsonDict:

@@ -1,15 +1,17 @@
-"""Checkpoints of a job in the store: sent while the work goes on, complete when their manifest is, the last few kept.
+"""Checkpoints of a job in the store: sent while the work goes on, complete when their manifest is.
 
     runs/<job>/checkpoints/000000000120-2/adapter_model.safetensors    step 120, kept by attempt 2
     runs/<job>/checkpoints/000000000120-2/manifest.json                last: without it there is no checkpoint
 
 Every file is verified both ways. An attempt takes up the newest checkpoint that is whole and that it can use, whoever
-kept it; one that is broken counts as none. They are deleted when the job has succeeded, and stay when it was cancelled.
+kept it; one that is broken counts as none. The last few stay, and the best. They are deleted when the job has
+succeeded, and stay when it was cancelled.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +28,8 @@ from wire.blobs import Blobs
 from wire.blobs.port import corrupt
 
 _LOG = structlog.get_logger("tickertape.checkpoint")
+LOSS = "valid_loss"
+"""The fact by which a checkpoint is the best: the least."""
 KEPT = 2
 """Checkpoints of a job that stay: should the newest be broken, there is another."""
 MANIFEST = "manifest.json"
@@ -79,16 +83,15 @@ class Checkpoints:
         for found in found_of(self._store(), self._job):
             if not fits(found.facts):
                 _LOG.warning("checkpoint does not fit", job=self._job, step=found.step)
-                continue
-            try:
-                self._fetch(found, into / str(found.step))
-            except TapeError as error:
-                if error.code not in {"TAPE-2001", "TAPE-6007"}:  # neither missing nor broken: the store has trouble
-                    raise
-                _LOG.warning("checkpoint not usable", job=self._job, step=found.step, error=str(error))
-                continue
-            return found
+            elif self._usable(found, into):
+                return found
         return None
+
+    def at(self, step: int, into: Path) -> Checkpoint | None:
+        """Bring the checkpoint of a step, if it is there; else as `newest`."""
+        self.flush()
+        own = (found for found in found_of(self._store(), self._job) if found.step == step)
+        return next((found for found in own if self._usable(found, into)), None)
 
     @property
     def busy(self) -> bool:
@@ -132,6 +135,16 @@ class Checkpoints:
         made = Manifest(name="checkpoint", kind=self._kind, job=self._job, files=files, metadata=facts)
         store.put(f"{place}/{MANIFEST}", made.model_dump_json().encode())
 
+    def _usable(self, found: Checkpoint, into: Path) -> bool:
+        try:
+            self._fetch(found, into / str(found.step))
+        except TapeError as error:
+            if error.code not in {"TAPE-2001", "TAPE-6007"}:  # neither missing nor broken: the store has trouble
+                raise
+            _LOG.warning("checkpoint not usable", job=self._job, step=found.step, error=str(error))
+            return False
+        return True
+
     def _fetch(self, found: Checkpoint, target: Path) -> None:
         root = target.resolve()
         for file in found.manifest.files:
@@ -141,10 +154,11 @@ class Checkpoints:
             self._store().fetch(f"{found.folder}/{file.path}", path, sha256=file.sha256)
 
     def _prune(self) -> None:
-        """Delete all but the newest, and what deaths left half-sent before those."""
+        """Delete all but the newest and the best, and what deaths left half-sent before those."""
         store = self._store()
-        whole = [found.folder for found in found_of(store, self._job)]
-        keep, newest = set(whole[: self._kept]), whole[0]
+        found = list(found_of(store, self._job))
+        best = min(found, key=lambda one: one.facts.get(LOSS, math.inf))
+        keep, newest = {one.folder for one in (*found[: self._kept], best)}, found[0].folder
         _delete(store, self._job, lambda folder: folder not in keep and folder <= newest)
 
 

@@ -67,6 +67,17 @@ def test_the_last_few_stay_whoever_kept_them(rig: Rig) -> None:
     assert len(rig.names()) == KEPT * 3
 
 
+def test_the_best_stays_however_old_it_is(rig: Rig, tmp_path: Path) -> None:
+    with rig.attempt() as kept:
+        for step, loss in ((10, 3.0), (20, 1.0), (30, 2.0), (40, 2.5), (50, None)):
+            rig.keep(kept, step, **({"valid_loss": loss} if loss is not None else {}))
+        best = kept.at(20, tmp_path / "best")
+        assert best is not None and best.facts["valid_loss"] == 1.0
+        assert (tmp_path / "best" / "20" / "weights.bin").read_bytes() == b"w20"
+        assert kept.at(30, tmp_path / "best") is None
+    assert [found.step for found in found_of(rig.store, "j")] == [50, 40, 20]
+
+
 def test_a_checkpoint_without_its_manifest_is_none_and_is_swept(rig: Rig, tmp_path: Path) -> None:
     """The worker died while it was sent."""
     with rig.attempt() as kept:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from schemas.errors import JobError
 from wire.blobs.memory import Memory
@@ -14,7 +17,9 @@ from workers.checkpoint import Checkpoints, found_of
 from workers.llm import model as models
 from workers.llm import resume
 from workers.llm.data import Row
+from workers.llm.score import perplexity
 from workers.llm.train import TrainParams, TrainResult, train
+from workers.llm.watch import Trend
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600), pytest.mark.usefixtures("every_step")]
 
@@ -36,13 +41,14 @@ class Bench:
 
     def __init__(self, base: Path, folder: Path) -> None:
         self.base, self.folder, self.store = base, folder, Memory()
+        folder.mkdir(exist_ok=True)
         self.attempts = 0
         self.kept: list[float] = []
         self.told: list[dict[str, Any]] = []
 
     def run(
         self, *, die_at: int | None = None, stop_at: int | None = None, hook: Callable[[int], None] | None = None,
-        **given: Any,
+        valid: list[Row] | None = None, **given: Any,
     ) -> TrainResult:  # fmt: skip
         self.attempts += 1
         told: list[dict[str, Any]] = []
@@ -59,7 +65,7 @@ class Bench:
             lambda: self.store, job="j", kind="training", attempt=self.attempts, advanced=self.kept.append
         ) as kept:
             return train(
-                TrainParams(**SETTINGS | given), base=self.base, rows=ROWS, valid=ROWS[:3],
+                TrainParams(**SETTINGS | given), base=self.base, rows=ROWS, valid=valid or ROWS[:3],
                 out=self.folder / f"out-{self.attempts}", progress=progress, checkpoints=kept,
                 should_stop=lambda: bool(stop_at and told and told[-1].get("step", 0) >= stop_at),
             )  # fmt: skip
@@ -210,3 +216,66 @@ def test_memory_that_runs_out_late_goes_on_from_the_checkpoint(
     assert trained == [1, 2, 3, 4, 5, 6, 7, *range(7, STEPS + 1)]
     lines = (done.out / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == STEPS + 1, "no step is in the record twice"
+
+
+HELD = [Row(row.prompt, "bad" if row.completion == "good" else "good", row.id) for row in ROWS[:4]]
+"""Rows on which the training gets worse the more it learns: they say the opposite."""
+
+
+@pytest.mark.parametrize(("method", "lr", "patience"), [("full", 2e-3, 3), ("lora", 5e-2, 1)])
+def test_it_ends_early_with_the_weights_of_the_best_validation(
+    blank: Path, tmp_path: Path, method: str, lr: float, patience: int
+) -> None:
+    bench = Bench(blank, tmp_path)
+    done = bench.run(
+        valid=HELD, method=method, lr=lr, patience=patience, steps=60, validation_steps=2, dropout=0.0,
+        checkpoint_steps=None,
+    )  # fmt: skip
+    validations = [(one["step"], one["valid_loss"]) for one in bench.told if "valid_loss" in one]
+    best = min(validations, key=lambda one: one[1])
+    assert done.best_step == best[0]
+    assert done.steps == best[0] + 2 * patience < 60, "so many validations without a better one"
+    assert done.valid_loss == pytest.approx(best[1], abs=1e-5)
+    lora = {"adapter": done.out} if method == "lora" else {}
+    model = models.load(blank if lora else done.out, **lora)  # type: ignore[arg-type]
+    assert perplexity(model, HELD).nats_per_token == pytest.approx(best[1], abs=1e-3), "they are of that step"
+    assert validations[-1][1] > best[1] + 0.01, "and not of the last"
+
+
+def test_validations_in_between_survive_a_death(blank: Path, tmp_path: Path) -> None:
+    calm = Bench(blank, tmp_path / "calm").run(validation_steps=3)
+    bench = Bench(blank, tmp_path)
+    with pytest.raises(Killed):
+        bench.run(die_at=8, validation_steps=3)
+    last = bench.run(validation_steps=3)
+    assert last.resumed == 6
+    assert files(last.out) == files(calm.out)
+    lines = [json.loads(line) for line in (last.out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "valid_loss" in line] == [3, 6, 9, 12]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
+
+
+def test_tokens_of_validations_are_not_those_trained_on(blank: Path, whole: Path, tmp_path: Path) -> None:
+    undisturbed = json.loads((whole / "train.json").read_text())["result"]["tokens"]
+    assert Bench(blank, tmp_path).run(validation_steps=1).tokens == undisturbed
+
+
+def test_a_training_that_falls_apart_ends_with_a_reason(blank: Path, tmp_path: Path) -> None:
+    with pytest.raises(JobError) as caught:
+        Bench(blank, tmp_path).run(steps=200, lr=0.9, method="full", dropout=0.0, schedule="constant", warmup=0.2)
+    assert caught.value.code == "TAPE-6009"
+    assert "went up from" in caught.value.message or "loss is" in caught.value.message
+
+
+@given(st.lists(st.floats(0.01, 8.0), min_size=1, max_size=200), st.floats(0, 0.4))
+def test_a_loss_that_only_wavers_does_not_fall_apart(levels: list[float], waver: float) -> None:
+    trend = Trend()
+    falling = sorted(levels, reverse=True)
+    assert not any(trend.add(level * (1 + waver * (-1) ** number)) for number, level in enumerate(falling))
+
+
+def test_a_loss_that_goes_up_for_good_falls_apart() -> None:
+    trend = Trend()
+    assert not any(trend.add(2.0) for _ in range(30))
+    assert not trend.add(9.0), "one bad batch"
+    assert any(trend.add(5.0) for _ in range(30))

@@ -79,6 +79,7 @@ def test_progress_tells_every_step(blank: Path, tmp_path: Path, capfd: pytest.Ca
     result = train(
         params(), base=blank, rows=ROWS, valid=ROWS[:4], out=tmp_path / "out", progress=told.append
     )  # fmt: skip
+    assert told.pop() == {"step": 6, "valid_loss": round(result.valid_loss or 0, 6), "best_step": 6}
     assert [record["step"] for record in told] == [1, 2, 3, 4, 5, 6]
     assert told[0].keys() == {"step", "steps", "epoch", "loss", "lr", "grad_norm", "tokens_per_s", "eta_s"}
     assert all(record["steps"] == 6 and record["tokens_per_s"] > 0 and record["grad_norm"] > 0 for record in told)

@@ -234,6 +234,18 @@ def test_the_place_of_a_syntax_error_is_told() -> None:
             "lora.rank: Input should be greater than or equal to 1",
         ),
         (
+            Training,
+            {"base": "b", "data": "d", "validation_steps": 5},
+            "value",
+            "value: `validation_steps` needs `validation`, the rows to validate on",
+        ),
+        (
+            Training,
+            {"base": "b", "data": "d", "validation": "v", "patience": 2},
+            "value",
+            "value: `patience` counts validations: it needs `validation_steps`",
+        ),
+        (
             Evaluation,
             {"model": "m", "data": "d", "metrics": ["accuracy"]},
             "value",

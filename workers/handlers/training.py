@@ -42,7 +42,7 @@ def training(context: Context, params: Training) -> Verdict:
         "base": params.base, "base_sha256": done.base, "data": params.data, "method": params.method,
         "rows": done.rows, "rows_cut": done.cut, "steps": done.steps, "first_loss": done.first_loss, "loss": done.loss,
         "validation_loss": done.valid_loss, "trainable": done.trainable, "parameters": done.parameters,
-        "seconds": done.seconds, "resumed_from": done.resumed, "exact": done.exact,
+        "seconds": done.seconds, "best_step": done.best_step, "resumed_from": done.resumed, "exact": done.exact,
     }  # fmt: skip
     name = "adapter" if params.method == "lora" else "model"
     artifact = context.keep(name, out, **result, request=params.model_dump(mode="json"))
@@ -58,5 +58,5 @@ def settings(params: Training):  # type: ignore[no-untyped-def]  # the type live
         accumulation=params.accumulation, lr=params.learning_rate, schedule=params.schedule, warmup=params.warmup,
         weight_decay=params.weight_decay, max_length=params.max_length, rank=params.lora.rank, alpha=params.lora.alpha,
         dropout=params.lora.dropout, targets=tuple(params.lora.targets or ()), seed=params.seed, threads=params.threads,
-        checkpoint_steps=params.checkpoint_steps,
+        checkpoint_steps=params.checkpoint_steps, validation_steps=params.validation_steps, patience=params.patience,
     )  # fmt: skip

@@ -55,6 +55,12 @@ class TrainParams(BaseModel):
     device: models.Device = "auto"
     dtype: models.Precision = "auto"
     checkpoint_steps: int | None = Field(default=None, ge=1, description="steps between checkpoints; else one a minute")
+    validation_steps: int | None = Field(
+        default=None, ge=1, description="steps between validations; one comes at the end"
+    )
+    patience: int | None = Field(
+        default=None, ge=1, description="validations without a better one, before it ends early"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,7 @@ class TrainResult:
     """What a training came to; `loss` is the mean of the last tenth of the steps, in nats per learnt token.
 
     `resumed` is the step of the checkpoint it went on from (0: none), `exact` whether its bytes are those of a run that
-    nobody disturbed.
+    nobody disturbed. `best_step` is the step whose weights these are, where validations chose.
     """
 
     out: Path
@@ -79,6 +85,7 @@ class TrainResult:
     seconds: float
     base: str
     stopped: bool
+    best_step: int | None = None
     resumed: int = 0
     exact: bool = True
 
@@ -98,6 +105,7 @@ def train(
 
     `progress` gets a dict a step: step, steps, epoch, loss, lr, grad_norm, tokens_per_s, eta_s. Once `should_stop`
     says so, training ends after the step with a last checkpoint, `stopped` is set and `out` holds no weights.
+    With `patience` the weights of the best validation are taken, if `checkpoints` are kept.
     Where memory runs out, half as many rows are taken at a time and twice as many times, which `progress` hears of.
     Raises `InvalidError` for bad rows, base or targets, `JobError` TAPE-6009 on a loss that is not finite, TAPE-6003
     where memory runs out with a single row.
@@ -147,16 +155,16 @@ def _train(params: TrainParams, work: Work) -> TrainResult:
     work.out.mkdir(parents=True, exist_ok=True)
     facts = resume.facts(params, origin, (*encoded, *held), device=model.device, threads=models.set_threads())
     with tempfile.TemporaryDirectory(prefix="tape-train-") as scratch:
-        watch = Watch(work, params.checkpoint_steps, facts)
+        watch = Watch(work, facts, every=params.checkpoint_steps, patience=params.patience)
+        watch.learnt = set(map(id, encoded))
         start = watch.take_up(Path(scratch))
         params = params.model_copy(update={"threads": models.set_threads(watch.facts["threads"])})
         try:
             trainer = _trainer(module, model, params, (encoded, held), watch, Path(scratch))
             trainer.train(resume_from_checkpoint=start)
-            valid_loss = None
-            if held and not watch.stopped:
-                valid_loss = float(trainer.evaluate()["eval_loss"])
-                watch.write({"step": trainer.state.global_step, "valid_loss": valid_loss})
+            if held and not watch.stopped and watch.validated_at != trainer.state.global_step:
+                trainer.evaluate()
+            chosen = _choose(trainer, params, watch, Path(scratch))
         finally:
             watch.close()
     tail = watch.losses[-max(1, len(watch.losses) // 10) :]
@@ -166,7 +174,7 @@ def _train(params: TrainParams, work: Work) -> TrainResult:
         epochs=round(float(trainer.state.epoch or 0), 4),
         first_loss=watch.losses[0] if watch.losses else math.nan,
         loss=sum(tail) / len(tail) if tail else math.nan,
-        valid_loss=valid_loss,
+        valid_loss=watch.valid_loss if chosen is None else watch.best[0],
         rows=len(encoded),
         cut=sum(row.cut for row in encoded),
         tokens=watch.tokens,
@@ -175,12 +183,26 @@ def _train(params: TrainParams, work: Work) -> TrainResult:
         seconds=round(time.monotonic() - began, 2),
         base=origin,
         stopped=watch.stopped,
+        best_step=chosen,
         resumed=watch.start,
         exact=watch.facts["exact"],
     )
     if not watch.stopped:
         _save(module, model, params, result, origin)
     return result
+
+
+def _choose(trainer: Any, params: TrainParams, watch: Watch, scratch: Path) -> int | None:
+    """Put the weights of the best validation back, where the request asks for the best; return their step."""
+    if params.patience is None or watch.validated_at is None or watch.stopped:
+        return None
+    step = watch.best[1]
+    if step != trainer.state.global_step:
+        keeper = watch.work.checkpoints
+        if keeper is None or keeper.at(step, scratch / "best") is None:
+            return None
+        trainer._load_from_checkpoint(str(scratch / "best" / str(step)))
+    return step
 
 
 def _prepare(model: models.Model, params: TrainParams) -> Any:
@@ -240,6 +262,7 @@ def _trainer(
     from transformers import Trainer, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
+    encoded, held = rows
     arguments = TrainingArguments(
         output_dir=str(scratch),
         max_steps=params.steps or -1,
@@ -259,14 +282,14 @@ def _trainer(
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",
-        eval_strategy="no",
+        eval_strategy="steps" if held and params.validation_steps else "no",
+        eval_steps=params.validation_steps,
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=model.device != "cpu",
         remove_unused_columns=False,
         label_names=["labels"],
     )
-    encoded, held = rows
     trainer = Trainer(
         model=module,
         args=arguments,

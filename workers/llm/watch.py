@@ -16,6 +16,7 @@ from schemas.errors import JobError
 from workers.llm import resume
 from workers.llm.data import IGNORED, Encoded, Row
 
+LOSS = "valid_loss"
 Progress = Callable[[dict[str, Any]], None]
 TELL_S = 0.2
 """Steps are told at most this often: those between are in the metrics, and in what is told of them together."""
@@ -64,6 +65,23 @@ class Running:
         return {"losses": self.count, **{f"loss_{name}": round(value, 6) for name, value in found.items()}}
 
 
+class Trend:
+    """The loss, smoothed over about twenty steps, and the lowest it has been."""
+
+    __slots__ = ("_count", "lowest", "value")
+
+    def __init__(self) -> None:
+        self._count, self.value, self.lowest = 0, 0.0, math.inf
+
+    def add(self, loss: float) -> bool:
+        """Take in a step; return whether the training falls apart: twice its lowest, and more than a nat above."""
+        self._count += 1
+        self.value += (loss - self.value) * max(1 / self._count, 0.1)
+        if self._count >= 20:
+            self.lowest = min(self.lowest, self.value)
+        return self.value > self.lowest + max(1.0, self.lowest)
+
+
 class Collate:
     """Pads a batch on the right, and tells how many tokens are not padding."""
 
@@ -74,7 +92,8 @@ class Collate:
         import torch
 
         widest = max(len(row.input_ids) for row in rows)
-        self.watch.loaded.append(sum(len(row.input_ids) for row in rows))
+        if id(rows[0]) in self.watch.learnt:  # not those of a validation
+            self.watch.loaded.append(sum(len(row.input_ids) for row in rows))
 
         def padded(values: Sequence[list[int]], filler: int) -> Any:
             return torch.tensor([[*value, *[filler] * (widest - len(value))] for value in values])
@@ -89,18 +108,26 @@ class Collate:
 class Watch:
     """Follows one training: passes progress on, keeps losses and checkpoints, and says when to stop."""
 
-    def __init__(self, work: Work, every: int | None, facts: dict[str, Any]) -> None:
+    def __init__(
+        self, work: Work, facts: dict[str, Any], *, every: int | None = None, patience: int | None = None
+    ) -> None:
         self.work, self.facts = work, facts
-        self.every = every
+        self.every, self.patience = every, patience
         self.path = work.out / resume.METRICS
         self.metrics = self.path.open("w", encoding="utf-8")
         self.losses: list[float] = []
+        self.learnt: set[int] = set()
         self.loaded: deque[int] = deque()
+        self.valid_loss: float | None = None
+        self.validated_at: int | None = None
+        self.best: tuple[float, int] = (math.inf, 0)
+        self.worse = 0
         self.tokens = self.start = self.before = 0
         self.stopped = False
         self.began = self.saved_at = time.monotonic()
         self.told_at = float("-inf")
         self.untold = Running()
+        self.trend = Trend()
 
     def take_up(self, scratch: Path) -> str | None:
         """Return the folder of the checkpoint to go on from, if there is one, with what was known by then."""
@@ -115,7 +142,12 @@ class Watch:
         state = resume.load(folder, self.path)
         self.metrics = self.path.open("a", encoding="utf-8")
         self.losses, self.tokens, self.start = state["losses"], state["tokens"], found.step
+        if state["validations"] is not None:
+            self.valid_loss, self.validated_at, best, at, self.worse = state["validations"]
+            self.best = best, at
         self.before = self.tokens
+        for loss in self.losses:
+            self.trend.add(loss)
         self.work.progress({"resumed": found.step, "exact": exact})
         return str(folder)
 
@@ -140,9 +172,31 @@ class Watch:
     def save(self, step: int, folder: Path) -> None:
         """Hand over what the Trainer saved."""
         assert self.work.checkpoints is not None
-        resume.save(folder, self.path, {"losses": self.losses, "tokens": self.tokens})
-        self.work.checkpoints.keep(step, folder, **self.facts)
+        state = {"losses": self.losses, "tokens": self.tokens, "validations": None}
+        told = {}
+        if self.validated_at is not None:
+            state["validations"] = [self.valid_loss, self.validated_at, *self.best, self.worse]
+        if self.validated_at == step:
+            told = {LOSS: self.valid_loss}
+        resume.save(folder, self.path, state)
+        self.work.checkpoints.keep(step, folder, **self.facts, **told)
         self.saved_at = time.monotonic()
+
+    def validated(self, loss: float, step: int) -> bool:
+        """Take in a validation; return whether it is the best so far."""
+        if not math.isfinite(loss):
+            raise diverged(f"the validation loss is {loss}", step)
+        self.valid_loss, self.validated_at = loss, step
+        better = loss < self.best[0]
+        self.best, self.worse = ((loss, step), 0) if better else (self.best, self.worse + 1)
+        self.write({"step": step, LOSS: loss})
+        self.work.progress({"step": step, LOSS: round(loss, 6), "best_step": self.best[1]})
+        return better
+
+    @property
+    def enough(self) -> bool:
+        """Whether validations have not got better for too long."""
+        return self.patience is not None and self.worse >= self.patience
 
     def close(self) -> None:
         """The training is over: what is being kept is waited for."""
@@ -158,13 +212,10 @@ class Watch:
         loss = float(logs["loss"])
         norm = float(logs.get("grad_norm", 0.0))
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise JobError(
-                f"the loss is {loss} and the gradient's norm {norm}",
-                code="TAPE-6009",
-                hint="lower the learning rate, or raise the warm-up",
-                step=step,
-            )
+            raise diverged(f"the loss is {loss} and the gradient's norm {norm}", step)
         self.losses.append(loss)
+        if self.trend.add(loss):
+            raise diverged(f"the loss went up from {self.trend.lowest:.3g} to {self.trend.value:.3g}", step)
         self.untold.add(loss)
         passed = time.monotonic() - self.began
         record = {
@@ -181,6 +232,11 @@ class Watch:
         if step == steps or time.monotonic() - self.told_at >= TELL_S:
             self.work.progress(record | self.untold.told())
             self.told_at, self.untold = time.monotonic(), Running()
+
+
+def diverged(told: str, step: int) -> JobError:
+    """Return the error of a training that leads nowhere."""
+    return JobError(told, code="TAPE-6009", hint="lower the learning rate, or raise the warm-up", step=step)
 
 
 def callback(watch: Watch) -> Any:
@@ -206,6 +262,13 @@ def callback(watch: Watch) -> Any:
                 watch.stopped = control.should_training_stop = True
             if state.global_step < state.max_steps and watch.due(state.global_step):
                 control.should_save = True
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **rest: Any) -> None:
+            better = watch.validated(float(metrics["eval_loss"]), state.global_step)
+            if watch.work.checkpoints is not None and better and state.global_step < state.max_steps:
+                control.should_save = True
+            if watch.enough:
+                control.should_training_stop = True
 
         def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             watch.save(state.global_step, Path(args.output_dir) / f"checkpoint-{state.global_step}")
