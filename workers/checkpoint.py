@@ -1,7 +1,7 @@
 """Checkpoints of a job in the store: sent while the work goes on, complete when their manifest is.
 
-    runs/<job>/checkpoints/000000000120-2/adapter_model.safetensors    step 120, kept by attempt 2
-    runs/<job>/checkpoints/000000000120-2/manifest.json                last: without it there is no checkpoint
+    runs/<job>/checkpoints/000000000120-2-5f3a/adapter_model.safetensors    step 120, kept by attempt 2
+    runs/<job>/checkpoints/000000000120-2-5f3a/manifest.json                last: without it there is no checkpoint
 
 Every file is verified both ways. An attempt takes up the newest checkpoint that is whole and that it can use, whoever
 kept it; one that is broken counts as none. The last few stay, and the best. They are deleted when the job has
@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from schemas.artifact import ArtifactFile, Manifest
 from schemas.errors import JobError, NotFoundError, TapeError
+from schemas.ids import uuid7
 from wire.blobs import Blobs
 from wire.blobs.port import corrupt
 
@@ -68,6 +69,8 @@ class Checkpoints:
         self._store, self._job, self._kind, self._attempt = store, job, kind, attempt
         self._advanced, self._kept = advanced, kept
         self._sending: threading.Thread | None = None
+        self._own = uuid7()[-4:]  # attempts that were not spent share a number, and a zombie may write beside us
+        self._refused: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -80,11 +83,14 @@ class Checkpoints:
 
         Raises `UnavailableError` when the store does not answer: beginning anew would cost more than waiting.
         """
-        for found in found_of(self._store(), self._job):
-            if not fits(found.facts):
-                _LOG.warning("checkpoint does not fit", job=self._job, step=found.step)
-            elif self._usable(found, into):
-                return found
+        for _ in range(2):  # what was deleted while we read is told anew
+            for found in found_of(self._store(), self._job):
+                if found.folder in self._refused:
+                    continue
+                if fits(found.facts) and self._usable(found, into):
+                    return found
+                _LOG.warning("checkpoint does not fit, or is broken", job=self._job, step=found.step)
+                self._refused.add(found.folder)
         return None
 
     def at(self, step: int, into: Path) -> Checkpoint | None:
@@ -124,7 +130,7 @@ class Checkpoints:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _send(self, step: int, folder: Path, facts: dict[str, Any]) -> None:
-        store, place = self._store(), f"{prefix(self._job)}{step:012d}-{self._attempt}"
+        store, place = self._store(), f"{prefix(self._job)}{step:012d}-{self._attempt}-{self._own}"
         files = []
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             name = path.relative_to(folder).as_posix()
@@ -141,7 +147,7 @@ class Checkpoints:
         except TapeError as error:
             if error.code not in {"TAPE-2001", "TAPE-6007"}:  # neither missing nor broken: the store has trouble
                 raise
-            _LOG.warning("checkpoint not usable", job=self._job, step=found.step, error=str(error))
+            _LOG.warning("checkpoint not whole", job=self._job, step=found.step, error=str(error))
             return False
         return True
 
@@ -154,12 +160,15 @@ class Checkpoints:
             self._store().fetch(f"{found.folder}/{file.path}", path, sha256=file.sha256)
 
     def _prune(self) -> None:
-        """Delete all but the newest and the best, and what deaths left half-sent before those."""
+        """Delete all but the newest and the best, what was of no use, and what deaths left half-sent before those."""
         store = self._store()
-        found = list(found_of(store, self._job))
-        best = min(found, key=lambda one: one.facts.get(LOSS, math.inf))
-        keep, newest = {one.folder for one in (*found[: self._kept], best)}, found[0].folder
-        _delete(store, self._job, lambda folder: folder not in keep and folder <= newest)
+        whole = list(found_of(store, self._job))
+        found = [one for one in whole if one.folder not in self._refused]
+        if found:
+            best = min(found, key=lambda one: one.facts.get(LOSS, math.inf))
+            keep, last = {one.folder for one in (*found[: self._kept], best)}, found[: self._kept][-1].folder
+            gone = {one.folder for one in whole} - keep
+            _delete(store, self._job, lambda folder: folder in gone or (folder < last and folder not in keep))
 
 
 def prefix(job: str) -> str:
@@ -196,5 +205,6 @@ def _folder(name: str, job: str) -> str:
 
 def _placed(folder: str) -> tuple[int, int, str] | None:
     """Return step, attempt and folder; None for what is no checkpoint's."""
-    step, _, attempt = folder.rpartition("/")[2].partition("-")
+    step, _, rest = folder.rpartition("/")[2].partition("-")
+    attempt = rest.partition("-")[0]
     return (int(step), int(attempt), folder) if step.isdecimal() and attempt.isdecimal() else None

@@ -223,8 +223,6 @@ class Executor:
     def _finish(self, attempt: Attempt, verdict: Succeeded | Failed | Cancelled) -> None:
         """End the job. A kept outcome stands above the claim; a light job's must not look like a death later."""
         if attempt.kind.recorded or self._freed(attempt, End(past=attempt.past)):
-            if attempt.ledgered:
-                attempt = replace(attempt, reached=self._claims.reached(attempt.id))
             self._settler.finish(attempt, verdict)
         else:
             self._settler.refuse(attempt)

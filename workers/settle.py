@@ -82,6 +82,7 @@ class Settler:
 
     def repeat(self, attempt: Attempt, outcome: Outcome) -> None:
         """Tell a known outcome again (its first teller may have died) and accept the lease."""
+        self._tidy(attempt, outcome)
         self._tell(attempt.record, self._final(attempt, outcome), AckType.ACCEPT)
 
     def retry(self, attempt: Attempt, failure: Failure, decision: Retry | Postpone) -> None:
@@ -241,7 +242,7 @@ class Settler:
 
     def _tidy(self, attempt: Attempt, outcome: Outcome) -> None:
         """Delete the checkpoints of a job that has succeeded: not before its outcome stands."""
-        if outcome.status is Status.SUCCEEDED and max(attempt.reached, attempt.past.reached) > 0:
+        if outcome.status is Status.SUCCEEDED:
             try:
                 checkpoint.clear(self._store(), attempt.id)
             except TapeError as error:

@@ -10,6 +10,7 @@ import pytest
 
 from schemas.errors import UnavailableError
 from wire.blobs.memory import Memory
+from wire.blobs.port import missing
 from workers.checkpoint import KEPT, MANIFEST, Checkpoints, clear, found_of, prefix
 
 
@@ -63,7 +64,8 @@ def test_the_last_few_stay_whoever_kept_them(rig: Rig) -> None:
             rig.keep(kept, step)
     with rig.attempt(12) as kept:
         rig.keep(kept, 30)
-    assert [(found.step, found.folder[-2:]) for found in found_of(rig.store, "j")] == [(30, "12"), (30, "-1")]
+    told = [(found.step, found.folder.split("-")[1]) for found in found_of(rig.store, "j")]
+    assert told == [(30, "12"), (30, "1")]
     assert len(rig.names()) == KEPT * 3
 
 
@@ -87,7 +89,9 @@ def test_a_checkpoint_without_its_manifest_is_none_and_is_swept(rig: Rig, tmp_pa
     assert found is not None and found.step == 10
     with rig.attempt(2) as kept:
         rig.keep(kept, 30)
-    assert {name.split("/")[0] for name in rig.names()} == {"000000000010-1", "000000000030-2"}
+        rig.keep(kept, 40)
+    assert [found.step for found in found_of(rig.store, "j")] == [40, 30]
+    assert not [name for name in rig.names() if "0020-1" in name]
 
 
 @pytest.mark.parametrize("harm", ["altered", "gone", "no manifest at all", "a manifest that leads out"])
@@ -95,7 +99,7 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(rig: Rig, tmp_path: Pat
     with rig.attempt() as kept:
         rig.keep(kept, 10)
         rig.keep(kept, 20)
-    newest = f"{prefix('j')}000000000020-1"
+    newest = next(found_of(rig.store, "j")).folder
     match harm:
         case "altered":
             rig.store.put(f"{newest}/weights.bin", b"w21")
@@ -118,6 +122,51 @@ def test_one_that_does_not_fit_is_passed_over(rig: Rig, tmp_path: Path) -> None:
     found = rig.attempt(2).newest(tmp_path / "in", lambda facts: facts["base"] == "a")
     assert found is not None and found.step == 10
     assert rig.attempt(2).newest(tmp_path / "in", lambda _: False) is None
+
+
+def test_what_was_of_no_use_pushes_nothing_out(rig: Rig, tmp_path: Path) -> None:
+    """The job began anew: its first steps must stay, though they are behind those of the other request."""
+    with rig.attempt() as kept:
+        for step in (500, 600):
+            rig.keep(kept, step, base="other")
+    with rig.attempt(2) as kept:
+        assert kept.newest(tmp_path / "in", lambda facts: facts["base"] == "ours") is None
+        rig.keep(kept, 100, base="ours")
+        rig.keep(kept, 200, base="ours")
+    assert [found.step for found in found_of(rig.store, "j")] == [200, 100]
+    found = rig.attempt(3).newest(tmp_path / "next", lambda facts: facts["base"] == "ours")
+    assert found is not None and found.step == 200
+
+
+def test_two_attempts_of_one_number_do_not_write_over_each_other(rig: Rig, tmp_path: Path) -> None:
+    """A frozen worker's child goes on for a while; an attempt that was not spent gives the next its number."""
+    with rig.attempt() as ours, rig.attempt() as theirs:
+        rig.keep(ours, 10)
+        rig.keep(theirs, 10, other=True)
+    assert len(list(found_of(rig.store, "j"))) == 2
+
+
+def test_what_goes_while_it_is_read_is_looked_for_anew(rig: Rig, tmp_path: Path) -> None:
+    with rig.attempt() as kept:
+        rig.keep(kept, 10)
+    zombie = rig.attempt()
+
+    class Swept(Memory):
+        def fetch(self, name: str, *args: Any, **more: Any) -> Any:
+            rig.store = Memory()  # swept by another attempt, which kept its own
+            with zombie:
+                rig.keep(zombie, 20)
+            raise missing(name)
+
+        def list(self, prefix: str = "") -> Any:
+            return first.list(prefix) if rig.store is self else rig.store.list(prefix)
+
+        def read(self, name: str, **more: Any) -> bytes:
+            return first.read(name)
+
+    first, rig.store = rig.store, Swept()
+    found = rig.attempt(2).newest(tmp_path / "in")
+    assert found is not None and found.step == 20
 
 
 def test_there_may_be_none_and_strange_things(rig: Rig, tmp_path: Path) -> None:

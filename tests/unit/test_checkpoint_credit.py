@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from schemas.outcome import Cancelled, Succeeded
 from schemas.past import Past, read, write
 from wire.blobs.memory import Memory
 from wire.share import AckType
-from workers.checkpoint import found_of
+from workers.checkpoint import Checkpoints, found_of
 from workers.claim import Claims, Copy, claim_name
 from workers.context import Context
 from workers.policy import CREDITS
@@ -207,6 +208,20 @@ def test_checkpoints_go_when_the_job_has_succeeded_and_stay_when_it_was_cancelle
     bench.run(record())
     assert bench.outcome("job-1").status.value == verdict.verdict
     assert len(list(found_of(bench.store, "job-1"))) == left
+
+
+def test_who_only_took_a_checkpoint_up_leaves_none(tmp_path: Path) -> None:
+    """It was drained, and the next one succeeded without a checkpoint of its own; or the outcome was told again."""
+    bench = Bench(kind(lambda *_: Succeeded(), max_attempts=2))
+    for number in range(2):
+        folder = tmp_path / f"state-{number}"
+        folder.mkdir()
+        (folder / "weights").write_bytes(b"w")
+        with Checkpoints(lambda: bench.store, job="job-1", kind="say", attempt=1, advanced=lambda _: None) as kept:
+            kept.keep(3, folder)
+        bench.run(record(offset=number))
+        assert not list(found_of(bench.store, "job-1"))
+    assert len([event for event in bench.events() if event.outcome is not None]) == 2
 
 
 def test_checkpoints_that_cannot_be_deleted_harm_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,13 +135,31 @@ def test_who_is_told_to_stop_leaves_a_checkpoint_of_that_step(blank: Path, whole
     assert files(last.out) == files(whole)
 
 
+def test_nobody_stops_a_training_that_is_done(blank: Path, whole: Path, tmp_path: Path) -> None:
+    """The word comes during the last step: there is nothing left to save."""
+    done = Bench(blank, tmp_path).run(stop_at=STEPS - 1, checkpoint_steps=100)
+    assert not done.stopped
+    assert files(done.out)["adapter_model.safetensors"] == files(whole)["adapter_model.safetensors"]
+
+
+def test_a_killed_training_leaves_nothing_outside_its_scratch(blank: Path, tmp_path: Path) -> None:
+    bench = Bench(blank, tmp_path / "scratch")
+    made: list[str] = []
+    bench.run(
+        hook=lambda step: made.extend(str(path) for path in bench.folder.glob("tape-train-*")) if step == 3 else None
+    )
+    assert made, "checkpoints in the making lie beside the output, which goes with the scratch folder"
+
+
 def test_threads_are_taken_over_from_who_began(blank: Path, whole: Path, tmp_path: Path) -> None:
+    import torch
+
     bench = Bench(blank, tmp_path)
     with pytest.raises(Killed):
         bench.run(die_at=5)
     last = bench.run(threads=2)
     assert last.exact
-    assert models.set_threads() == 1
+    assert torch.get_num_threads() == 1
     assert files(last.out) == files(whole)
 
 
@@ -184,6 +202,7 @@ def test_where_memory_runs_out_fewer_rows_are_taken_at_a_time(
     bench = Bench(blank, tmp_path)
     done = bench.run(batch_size=6, accumulation=1)
     assert done.steps == STEPS
+    assert not done.exact, "other batches, other bytes"
     halvings = [record for record in bench.told if record.get("reason") == "out of memory"]
     assert halvings == [
         {"reason": "out of memory", "batch_size": 3, "accumulation": 2},

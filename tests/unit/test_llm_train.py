@@ -71,7 +71,13 @@ def test_what_lies_in_the_output_is_safe_and_listed(adapter: Path, blank: Path) 
     written = "".join((adapter / name).read_text() for name in names if name.endswith((".json", ".jsonl")))
     assert str(blank.parent) not in written, "no path of this machine may leave it"
     recorded = json.loads((adapter / "train.json").read_text())
-    assert recorded["params"]["dropout"] == 0.1 and recorded["versions"].keys() == {"torch", "transformers", "peft"}
+    assert recorded["params"]["dropout"] == 0.1 and recorded["versions"].keys() == {
+        "torch",
+        "transformers",
+        "peft",
+        "accelerate",
+        "numpy",
+    }
 
 
 def test_progress_tells_every_step(blank: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -80,6 +86,7 @@ def test_progress_tells_every_step(blank: Path, tmp_path: Path, capfd: pytest.Ca
         params(), base=blank, rows=ROWS, valid=ROWS[:4], out=tmp_path / "out", progress=told.append
     )  # fmt: skip
     assert told.pop() == {"step": 6, "valid_loss": round(result.valid_loss or 0, 6), "best_step": 6}
+    assert told.pop() == {"phase": "validation", "part": 1}
     assert [record["step"] for record in told] == [1, 2, 3, 4, 5, 6]
     assert told[0].keys() == {"step", "steps", "epoch", "loss", "lr", "grad_norm", "tokens_per_s", "eta_s"}
     assert all(record["steps"] == 6 and record["tokens_per_s"] > 0 and record["grad_norm"] > 0 for record in told)

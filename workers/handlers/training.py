@@ -45,6 +45,7 @@ def training(context: Context, params: Training) -> Verdict:
         "seconds": done.seconds, "best_step": done.best_step, "resumed_from": done.resumed, "exact": done.exact,
     }  # fmt: skip
     name = "adapter" if params.method == "lora" else "model"
+    context.progress(phase="publish")
     artifact = context.keep(name, out, **result, request=params.model_dump(mode="json"))
     return Succeeded(result=result, artifacts=[artifact], usage=Usage(training_tokens=done.tokens))
 

@@ -233,19 +233,26 @@ def load(
         raise InvalidError(f"the model cannot be loaded: {error}", code="TAPE-1009", file=str(path)) from error
 
 
-def set_threads(count: int | None = None) -> int:
-    """Set torch's threads for this process, where a count is given; return how many there are."""
+_FIRST: list[int] = []
+"""How many threads this process began with."""
+
+
+def pin(count: int | None) -> int:
+    """Set torch's threads for this process: so many, or as many as it began with; return how many they are.
+
+    A process is warm, and a job before this one may have pinned its own number.
+    """
     import torch
 
-    if count:
-        torch.set_num_threads(count)
-    return int(torch.get_num_threads())
+    _FIRST[:] = _FIRST or [torch.get_num_threads()]
+    torch.set_num_threads(count or _FIRST[0])
+    return count or _FIRST[0]
 
 
 def _load(path: Path, adapter: Path | None, device: str, dtype: Precision, threads: int | None) -> Model:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    set_threads(threads)
+    pin(threads)
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

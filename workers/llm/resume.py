@@ -1,16 +1,18 @@
 """What a training's checkpoint holds beside the Trainer's own files, and whether another run may go on from it.
 
-On a CPU a run that goes on is *exact*: it ends in the very bytes of an undisturbed one, as long as threads, versions
-and the micro-batch are the same. Threads are pinned by the first attempt, and the others take them over; where versions
-or the batch differ, or on a GPU, the run goes on all the same and says that it is not exact.
+On a CPU a run that goes on is *exact*: it ends in the very bytes of an undisturbed one, as long as threads, versions,
+processor and micro-batch are the same. Threads are pinned by the first attempt, and the others take them over; where
+the rest differs, or on a GPU, the run goes on all the same and says that it is not exact.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -49,7 +51,8 @@ class Keeper(Protocol):
 
 def facts(params: TrainParams, base: str, rows: Iterable[Encoded], *, device: str, threads: int) -> dict[str, Any]:
     """Return what must be the same for a run to go on from a checkpoint, and what must be for it to be exact."""
-    asked = params.model_dump(mode="json", exclude={"threads", "batch_size", "accumulation", "checkpoint_steps"})
+    free = {"threads", "batch_size", "accumulation", "checkpoint_steps"}
+    asked = params.model_dump(mode="json", exclude=free, exclude_defaults=True)  # a new field changes no old request
     asked["together"] = params.batch_size * params.accumulation
     return {
         "request": hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest(),
@@ -59,6 +62,7 @@ def facts(params: TrainParams, base: str, rows: Iterable[Encoded], *, device: st
         "device": device,
         "batch_size": params.batch_size,
         "versions": versions(),
+        "processor": processor(),
         "exact": True,
     }
 
@@ -70,13 +74,24 @@ def fits(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
 
 def exact(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
     """Whether a run that goes on from there ends in the bytes of an undisturbed one; its threads are taken over."""
-    same = all(theirs.get(name) == mine[name] for name in ("device", "batch_size", "versions"))
+    same = all(theirs.get(name) == mine[name] for name in ("device", "batch_size", "versions", "processor"))
     return same and mine["device"] == "cpu" and bool(theirs.get("exact"))
 
 
 def versions() -> dict[str, str]:
     """Return the versions of the libraries that decide about bytes."""
-    return {name: metadata.version(name) for name in ("torch", "transformers", "peft")}
+    return {name: metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate", "numpy")}
+
+
+def processor() -> str:
+    """Return what decides which kernels torch takes."""
+    import torch
+
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def save(folder: Path, metrics: Path, state: Mapping[str, Any]) -> None:

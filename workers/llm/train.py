@@ -123,6 +123,7 @@ def train(
                 if known is error:
                     raise
                 raise known from error
+        work.halved = True
         params = smaller  # out of the `except`: the failed run's tensors hang on its traceback
         _free()
         work.progress({"reason": "out of memory", "batch_size": params.batch_size, "accumulation": params.accumulation})
@@ -153,12 +154,13 @@ def _train(params: TrainParams, work: Work) -> TrainResult:
     module = _prepare(model, params)
     trainable = sum(tensor.numel() for tensor in module.parameters() if tensor.requires_grad)
     work.out.mkdir(parents=True, exist_ok=True)
-    facts = resume.facts(params, origin, (*encoded, *held), device=model.device, threads=models.set_threads())
-    with tempfile.TemporaryDirectory(prefix="tape-train-") as scratch:
+    facts = resume.facts(params, origin, (*encoded, *held), device=model.device, threads=models.pin(params.threads))
+    facts["exact"] = not work.halved
+    with tempfile.TemporaryDirectory(prefix="tape-train-", dir=work.out.parent) as scratch:
         watch = Watch(work, facts, every=params.checkpoint_steps, patience=params.patience)
         watch.learnt = set(map(id, encoded))
         start = watch.take_up(Path(scratch))
-        params = params.model_copy(update={"threads": models.set_threads(watch.facts["threads"])})
+        params = params.model_copy(update={"threads": models.pin(watch.facts["threads"])})
         try:
             trainer = _trainer(module, model, params, (encoded, held), watch, Path(scratch))
             trainer.train(resume_from_checkpoint=start)

@@ -22,7 +22,7 @@ TELL_S = 0.2
 """Steps are told at most this often: those between are in the metrics, and in what is told of them together."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Work:
     """What is trained on, and who hears of it."""
 
@@ -33,6 +33,8 @@ class Work:
     progress: Progress
     should_stop: Callable[[], bool]
     checkpoints: resume.Keeper | None
+    halved: bool = False
+    """Whether memory ran out, and fewer rows are taken at a time than were asked for."""
 
 
 class Running:
@@ -121,7 +123,7 @@ class Watch:
         self.valid_loss: float | None = None
         self.validated_at: int | None = None
         self.best: tuple[float, int] = (math.inf, 0)
-        self.worse = 0
+        self.worse = self.part = 0
         self.tokens = self.start = self.before = 0
         self.stopped = False
         self.began = self.saved_at = time.monotonic()
@@ -160,12 +162,11 @@ class Watch:
         self.tokens += self.loaded.popleft()
 
     def due(self, step: int) -> bool:
-        """Whether to keep a checkpoint after this step; not while the last one is still under way."""
+        """Whether to keep a checkpoint after this step: the last for now, or one that is due while none is sent."""
         keeper = self.work.checkpoints
-        if keeper is None:
-            return False
-        if self.stopped:
-            return True
+        self.stopped = self.work.should_stop()
+        if keeper is None or self.stopped:
+            return keeper is not None
         late = time.monotonic() - self.saved_at >= resume.EVERY_S if self.every is None else step % self.every == 0
         return late and not keeper.busy
 
@@ -182,8 +183,15 @@ class Watch:
         self.work.checkpoints.keep(step, folder, **self.facts, **told)
         self.saved_at = time.monotonic()
 
+    def predicted(self) -> None:
+        """A batch was validated on: not a step, but it moves."""
+        self.part += 1
+        if time.monotonic() - self.told_at >= TELL_S:
+            self.work.progress({"phase": "validation", "part": self.part})
+            self.told_at = time.monotonic()
+
     def validated(self, loss: float, step: int) -> bool:
-        """Take in a validation; return whether it is the best so far."""
+        """Take in a validation; return whether to keep a checkpoint: it is the best so far."""
         if not math.isfinite(loss):
             raise diverged(f"the validation loss is {loss}", step)
         self.valid_loss, self.validated_at = loss, step
@@ -191,7 +199,7 @@ class Watch:
         self.best, self.worse = ((loss, step), 0) if better else (self.best, self.worse + 1)
         self.write({"step": step, LOSS: loss})
         self.work.progress({"step": step, LOSS: round(loss, 6), "best_step": self.best[1]})
-        return better
+        return better and self.work.checkpoints is not None
 
     @property
     def enough(self) -> bool:
@@ -258,17 +266,17 @@ def callback(watch: Watch) -> Any:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             watch.trained()
-            if watch.work.should_stop():
-                watch.stopped = control.should_training_stop = True
-            if state.global_step < state.max_steps and watch.due(state.global_step):
-                control.should_save = True
+            if state.global_step < state.max_steps:  # else it is done: nobody stops it, and its checkpoint is the model
+                control.should_save |= watch.due(state.global_step)
+                control.should_training_stop |= watch.stopped
+
+        def on_prediction_step(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            watch.predicted()
 
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **rest: Any) -> None:
             better = watch.validated(float(metrics["eval_loss"]), state.global_step)
-            if watch.work.checkpoints is not None and better and state.global_step < state.max_steps:
-                control.should_save = True
-            if watch.enough:
-                control.should_training_stop = True
+            control.should_save |= better and state.global_step < state.max_steps
+            control.should_training_stop |= watch.enough
 
         def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             watch.save(state.global_step, Path(args.output_dir) / f"checkpoint-{state.global_step}")
