@@ -3,7 +3,8 @@
 A topic with `message.timestamp.type=LogAppendTime` gets its records dated by the broker, and the answer to a produce
 request says how: between asking and answer the broker's clock showed that time (Cristian's algorithm, 1989). From then
 on the monotonic clock tells it on. This machine's clock is believed while it agrees within `TRUST_S`: then times stay
-those that everything else on the machine writes down.
+those that everything else on the machine writes down. Nobody can tell here which of the two is wrong: the brokers'
+clocks are the fleet's, and must be kept.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _LOG = structlog.get_logger("tickertape.clock")
 TRUST_S = 2.0
 """How far this machine's clock may be off before it is no longer gone by."""
 SLOW_S = 1.0
-"""An answer that took longer tells too little."""
+"""An answer that took longer tells less than is known already; the first one tells more than nothing."""
 
 
 class Clock:
@@ -39,7 +40,7 @@ class Clock:
         None: it dates nothing in that topic.
         """
         answered = self._monotonic()
-        if at_ms is not None and answered - asked <= SLOW_S:
+        if at_ms is not None and (self._start is None or answered - asked <= SLOW_S):
             self._start = at_ms / 1000 - (asked + answered) / 2
         self._heard.set()
 
@@ -57,9 +58,9 @@ class Clock:
         if wrong != self._wrong:
             self._wrong = wrong
             if wrong:
-                _LOG.warning("this machine's clock is not the broker's; going by the broker's", ahead_s=wall - told)
+                _LOG.warning("this machine's clock and the broker's differ; going by the broker's", ahead_s=wall - told)
             else:
-                _LOG.info("this machine's clock is right again")
+                _LOG.info("this machine's clock and the broker's agree again")
         return told if wrong else wall
 
     def now(self) -> datetime:

@@ -149,7 +149,8 @@ class ChildRunner:
                     hear(self._heard, attempt, message["dependency"], _FAILURE.validate_python(message["failure"]))
             now = time.monotonic()
             if now > deadline:
-                return self._hung("the attempt was killed at its timeout", "TAPE-7001", timeout_s=attempt.timeout_s)
+                told = "the attempt was killed at its timeout"
+                return self._hung(told, "TAPE-7001", timeout_s=attempt.timeout_s, hung=True)
             if movement.stalled():
                 told = f"the attempt made no progress for {attempt.job.stall_s:g} s"
                 return self._hung(told, "TAPE-7004", stall_s=attempt.job.stall_s, last=movement.told)
@@ -162,7 +163,7 @@ class ChildRunner:
 
     def _hung(self, told: str, code: str, **place: Any) -> Failed:
         self.kill()
-        return Failed(failure=Failure.of(JobError(told, code=code, hung=True, **place), detail=self._tail()))
+        return Failed(failure=Failure.of(JobError(told, code=code, **place), detail=self._tail()))
 
     def _ensure(self) -> Connection:
         if self._process is not None and self._connection is not None and self._process.poll() is None:

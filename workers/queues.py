@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
@@ -76,9 +77,10 @@ class Queues:
         weight: Callable[[str], float],
         running: Running,
         look: Callable[[str, str], Feed] | None,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._names, self._kinds, self._consume, self._pool = names, kinds, consume, pool
-        self._weight, self._running, self._look = weight, running, look
+        self._weight, self._running, self._look, self._wall = weight, running, look, wall
         self.scouts: list[Scout] = []
 
     def lane(self, lane: str) -> list[Source]:
@@ -97,7 +99,9 @@ class Queues:
     def _source(self, kind: Kind, lane: str, shares: Shares, running: Running) -> Source:
         topic, group = self._names.jobs(kind.name, lane), self._names.group(kind.name)
         # Kafka's count is all that is known of a light job's deaths, and a new record forgets it.
-        tenants = Tenants(shares, movable=lambda record: kind.recorded or record.delivery_count == 1, running=running)
+        tenants = Tenants(
+            shares, movable=lambda record: kind.recorded or record.delivery_count == 1, running=running, wall=self._wall
+        )  # fmt: skip
         consumer = self._consume(topic, group, kind.isolation == "thread", tenants.fetched)
         if self._look is not None:
             self.scouts.append(Scout(topic, tenants, partial(self._look, topic, group)))

@@ -140,22 +140,26 @@ def _plain(verdict: Succeeded) -> Succeeded:
     return verdict.model_copy(update={"result": plain})
 
 
+MOVES = ("step", CHECKPOINT, "phase", "part")
+"""The progress that counts as movement: whatever else a job tells meanwhile does not."""
+
+
 class Movement:
-    """Whether an attempt moves: its step or checkpoint goes on, or, where it has none, what it tells changes."""
+    """Whether an attempt moves: it goes on in what it counts by (`MOVES`), or, before it did, what it tells changes."""
 
     def __init__(self, stall_s: float | None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._stall_s, self._clock = stall_s, clock
-        self._last: object = None
+        self._last: dict[str, object] = {}
+        self._other: object = None
         self._since = clock()
         self.told = "nothing"
         """What it told last, in short."""
 
     def seen(self, progress: Mapping[str, Any]) -> None:
         """Take in what the attempt tells."""
-        counted = [progress[name] for name in ("step", CHECKPOINT) if name in progress]
-        now = counted or dict(progress)
-        if now != self._last:
-            self._last, self._since = now, self._clock()
+        now = self._last | {name: progress[name] for name in MOVES if name in progress}
+        if now != self._last or (not now and progress != self._other):
+            self._last, self._other, self._since = now, progress, self._clock()
             self.told = str(dict(progress))[:200]
 
     def stalled(self) -> bool:

@@ -115,7 +115,9 @@ class Worker:
         self.health = self._endpoint()
         if consume is None:
             check(settings, self._names, tuple(self.kinds))
-        self._publisher = publisher or KafkaPublisher(settings, linger_ms=LINGER_MS, name=f"worker-{self.id}")
+        self._publisher = publisher or KafkaPublisher(
+            settings, linger_ms=LINGER_MS, name=f"worker-{self.id}", clock=self._clock.time
+        )
         self._breakers = Breakers(self.id, now, self._say)
         self._gate = Gate(self._breakers, self.kinds)
         self._control = control or Controls(
@@ -180,6 +182,7 @@ class Worker:
             weight=self._weight,
             running=lambda: self.loop.running(),
             look=None if consume else self._ahead,
+            wall=self._clock.time,
         )
         sources = [source for lane in self.options.lanes for source in queues.lane(lane)]
         self._scouts = queues.scouts

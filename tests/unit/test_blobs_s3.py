@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -482,3 +483,30 @@ def test_a_store_that_refuses_its_own_time_is_asked_twice(server: Server, store:
         store.read("x")
     assert caught.value.code == "TAPE-4002"
     assert len(server.seen) == 2
+
+
+def test_two_requests_that_are_refused_together_are_both_repeated(server: Server, store: S3) -> None:
+    """The first mends the clock; the second was dated before that, and must not be taken for refused for good."""
+    both = threading.Barrier(2)
+
+    def refuse(_: Seen) -> Reply:
+        both.wait(10)
+        return refusal(403, "RequestTimeTooSkewed", Date=dated(2.0))
+
+    server.script += [refuse, refuse, head(b"x"), head(b"x")]
+    sizes: list[int] = []
+    threads = [threading.Thread(target=lambda: sizes.append(store.stat("x").size)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sizes == [1, 1]
+
+
+def test_a_link_is_dated_by_the_store_s_clock(server: Server, store: S3) -> None:
+    server.script += [refusal(403, "RequestTimeTooSkewed", Date=dated(2.0)), head(b"x"), head(b"x")]
+    store.stat("x")
+    stamp = re.search(r"X-Amz-Date=(\w+)", store.link("x"))
+    assert stamp is not None
+    ahead = datetime.strptime(stamp[1], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC) - datetime.now(UTC)
+    assert abs(ahead - timedelta(hours=2)) < timedelta(minutes=1)

@@ -233,7 +233,7 @@ def test_a_job_that_talks_and_does_not_move_is_hung(runner: ChildRunner) -> None
     assert (failure(verdict).code, failure(verdict).failure) == ("TAPE-7004", FailureClass.TIMEOUT)
     assert failure(verdict).place["stall_s"] == 1.0
     assert "'step': 0" in failure(verdict).place["last"]
-    assert failure(verdict).place["hung"], "the worker must doubt the device"
+    assert "hung" not in failure(verdict).place, "a tenant's small limit is no reason to doubt the device"
     assert isinstance(run(runner, attempt("tread", size=4, seconds=0.1, stall_s=3.0)), Succeeded), "slow is not hung"
 
 

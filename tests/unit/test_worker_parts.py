@@ -399,19 +399,24 @@ def test_movement_is_a_step_that_goes_on() -> None:
     clock = Clock()
     movement = Movement(10.0, clock=clock)
     told: list[tuple[dict[str, Any], bool]] = [
-        ({"step": 1, "loss": 2.0}, False),
-        ({"step": 1, "loss": 1.9}, True),  # twice six seconds, and nothing moved
-        ({"step": 2, "loss": 1.9}, False),
-        ({"step": 2, "checkpoint": 2.0}, False),  # so much is durable
         ({"rows": 5}, False),
         ({"rows": 6}, False),
-        ({"rows": 6}, True),
+        ({"rows": 6}, True),  # twice six seconds, and nothing moved
+        ({"step": 1, "loss": 2.0}, False),
+        ({"step": 1, "loss": 1.9}, True),
+        ({"step": 2, "loss": 1.9}, False),
+        ({"step": 2, "checkpoint": 2.0}, False),  # so much is durable
+        ({"heartbeat": 1}, True),  # who has steps moves by them
+        ({"step": 2}, True),
+        ({"heartbeat": 2}, True),
+        ({"phase": "validation", "part": 1}, False),
+        ({"phase": "validation", "part": 2}, False),
     ]
     for progress, stalled in told:
         movement.seen(progress)
         clock.advance(6.0)
         assert movement.stalled() == stalled, progress
-    assert movement.told == "{'rows': 6}"
+    assert movement.told == "{'phase': 'validation', 'part': 2}"
 
 
 def test_where_nobody_asked_nothing_stalls_and_who_never_spoke_does() -> None:

@@ -31,19 +31,26 @@ class Client(Minio):  # type: ignore[misc]
         headers["x-amz-date"] = time.to_amz_date(date)
         return headers, date
 
+    def get_presigned_url(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a URL that is dated like the requests."""
+        if self._ahead:
+            kwargs["request_date"] = time.utcnow() - self._ahead
+        return super().get_presigned_url(*args, **kwargs)
+
     def _url_open(self, *args: Any, **kwargs: Any) -> Any:
+        dated = self._ahead  # another thread's refusal may mend it before ours comes
         try:
             return super()._url_open(*args, **kwargs)
         except S3Error as error:
-            if error.response.status != 403 or not self._set(error.response.headers.get("Date")):
+            if error.response.status != 403 or not self._set(error.response.headers.get("Date"), dated):
                 raise
             return super()._url_open(*args, **kwargs)
 
-    def _set(self, said: str | None) -> bool:
-        """Take over the time that the store told, if requests were dated far from it."""
+    def _set(self, said: str | None, dated: timedelta) -> bool:
+        """Take over the time that the store told, if the request was dated far from it."""
         with suppress(ValueError, TypeError):
             ahead = time.utcnow() - parsedate_to_datetime(str(said))
-            if abs(ahead - self._ahead) > SKEW:
+            if abs(ahead - dated) > SKEW:
                 _LOG.warning("requests are dated by the store's clock", ahead_s=ahead.total_seconds())
                 self._ahead = ahead
                 return True

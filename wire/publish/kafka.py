@@ -6,6 +6,7 @@ The caller's thread only leaves a record in the inbox. The link's thread takes i
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 
 from wire.kafka import Link
@@ -32,10 +33,12 @@ class KafkaPublisher:
         max_block_s: float = 10.0,
         delivery_s: float = 30.0,
         name: str = "tape-publisher",
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """Connect. Raises `AuthError` (TAPE-4001) or `UnavailableError` (TAPE-5001)."""
         self._link = Link(settings, name=name)
         self._inbox = Inbox(buffer_bytes, max_block_s=max_block_s, wake=self._wake)
+        self._clock = clock
         self._inbox.owner = self._link.thread
         self._sender = Sender(self._link, self._inbox, linger_s=linger_ms / 1000, delivery_s=delivery_s)
         self._wake()
@@ -54,7 +57,7 @@ class KafkaPublisher:
         future: Future[Sent] = Future()
         listed = headers if type(headers) is list else list(headers)
         size = (len(key) if key else 0) + (len(value) if value else 0) + 48 * len(listed) + 32
-        moment = int(time.time() * 1000) if timestamp_ms is None else timestamp_ms
+        moment = int(self._clock() * 1000) if timestamp_ms is None else timestamp_ms
         self._inbox.put(Item(topic, partition, Record(key, value, listed, moment, time.monotonic(), size, future)))
         return future
 
