@@ -10,12 +10,14 @@ with Client("127.0.0.1:9092") as client:
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -23,10 +25,11 @@ import structlog
 from opentelemetry import trace
 
 from producers import upload as uploads
+from producers.cancel import concluded
 from producers.feed import Feed
 from producers.handle import JobHandle, born
 from producers.ports import Ports
-from producers.request import Message, Options, Prepared, Request, prepare, traced
+from producers.request import Message, Options, Prepared, Request, event_message, prepare, traced
 from schemas import codec
 from schemas.control import Cancel
 from schemas.errors import ConflictError, InvalidError, NotFoundError, TapeError, UnavailableError
@@ -41,6 +44,9 @@ from wire.telemetry import inject
 
 WINDOW = 500
 """Jobs of `submit_many` that may be on their way to the broker at once."""
+
+LOOK_S = 5.0
+"""How long a job's events are looked for before it is cancelled by the workers alone."""
 
 _log = structlog.get_logger("producers.client")
 
@@ -137,7 +143,8 @@ class Client:
     def cancel(self, job: str, reason: str = "cancelled on request") -> None:
         """Tell every worker to stop a job; returns when that is confirmed. A job at its end stays as it is.
 
-        Raises `InvalidError` (TAPE-1004) for what can be no job's id.
+        One that is put off ends at once, as far as this client reaches the store; else when it is due. Raises
+        `InvalidError` (TAPE-1004) for what can be no job's id.
         """
         checked(job, field="job")
         now = datetime.now(UTC)
@@ -154,6 +161,18 @@ class Client:
         )
         message = Message(self.names.control, job, order.model_dump_json().encode(), headers)
         self._await(self._ports.publish(message), message.topic)
+        with suppress(TapeError):  # a worker ends it when it is due
+            self._conclude(job, reason, now)
+
+    def _conclude(self, job: str, reason: str, now: datetime) -> None:
+        until = time.monotonic() + LOOK_S
+        events = list(takewhile(lambda _: time.monotonic() < until, self.scan(born(job), job=job)))
+        event = concluded(events, reason, by=f"client:{self.settings.tenant}", now=now)
+        if event is not None and time.monotonic() < until:
+            assert event.outcome is not None
+            self._ports.blobs.create(f"runs/{job}/outcome.json", codec.dump(event.outcome))
+            told = event_message(event, self.names.events)
+            self._await(self._ports.publish(told), told.topic)
 
     def upload(self, path: str | Path) -> str:
         """Put a local file into the store and return its `blob:` reference; uploading it again sends nothing."""

@@ -8,13 +8,16 @@ import subprocess
 import sys
 import time
 import urllib.request
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
 import pytest
 from fleet import Fleet, restart
 
+from producers import Client
 from schemas.event import EventType
+from schemas.outcome import Status
 from wire.broker import NativeBroker
 from wire.process import free_port, wait_until
 from wire.settings import Settings
@@ -232,3 +235,25 @@ def test_an_unknown_kind_is_usage(tmp_path: Path) -> None:
     assert code == 2
     assert err.startswith("TAPE-1003")
     assert "training" in err
+
+
+@pytest.mark.parametrize("kind", ["trouble", "light"])
+def test_a_job_that_waits_for_its_time_is_cancelled_at_once_and_once(fleet: Fleet, kind: str) -> None:
+    """The worker that meets its record when it is due must tell no other end, and run nothing."""
+    fleet.start(kinds="trouble,light")
+    due = datetime.now(UTC) + timedelta(seconds=12)
+    fleet.submit("later", kind, params={"do": "work", "mark": str(fleet.folder / "marks")}, not_before=due.isoformat())
+    put_off = wait_until(lambda: any(event.type is EventType.POSTPONED for event in fleet.events()), deadline_s=30)
+    assert put_off
+    with Client(settings=fleet.settings) as client:
+        client.cancel("later", reason="enough")
+        found = client.job("later").result(timeout=3)
+        assert found.status is Status.CANCELLED
+        assert datetime.now(UTC) < due
+    fleet.submit("after", kind, params={"do": "work"}, not_before=(due + timedelta(seconds=1)).isoformat())
+    assert wait_until(lambda: any(event.job == "after" and event.outcome for event in fleet.events()), deadline_s=60)
+    ends = [event for event in fleet.events() if event.job == "later" and event.outcome is not None]
+    assert len({event.id for event in ends}) == 1
+    assert len(ends) == 2, "told again when it was due"
+    assert {event.outcome.status for event in ends if event.outcome} == {Status.CANCELLED}
+    assert not fleet.marks("later")

@@ -25,7 +25,7 @@ from schemas.errors import (
     UnavailableError,
 )
 from schemas.event import Event, EventType
-from schemas.ids import job_id, uuid7
+from schemas.ids import derived_id, job_id, uuid7
 from schemas.job import Inference, Job, Training
 from schemas.outcome import Status
 from schemas.topics import MESSAGE_LIMIT
@@ -245,6 +245,45 @@ class TestOthers:
         assert record.key == handle.id.encode()
         order = Cancel.model_validate_json(record.value or b"")
         assert (order.job, order.reason) == (handle.id, "enough")
+
+    @pytest.mark.parametrize("kind", [EventType.POSTPONED, EventType.RETRYING])
+    def test_a_job_that_is_put_off_ends_at_once(self, client: Client, ports: MemoryPorts, kind: EventType) -> None:
+        handle = client.submit("inference", PARAMS, labels={"a": "b"})
+        ports.tell(event(handle.id, kind, until=datetime.now(UTC) + timedelta(hours=1), attempt=2))
+        handle.cancel("enough")
+        found = handle.result(timeout=5)
+        assert (found.status, found.attempt) == (Status.CANCELLED, 2)
+        assert found.failure is not None and found.failure.message == "enough"
+        assert client.outcome(handle.id) == found
+        last = Event.model_validate_json(ports.of("tape.events")[-1].value or b"")
+        assert last.id == derived_id(handle.id, "outcome"), "a worker that meets the job tells the same event again"
+
+    @pytest.mark.parametrize(
+        "last",
+        [
+            {"kind": EventType.RUNNING},
+            {"kind": EventType.POSTPONED, "until": timedelta(seconds=2)},  # it may run by now
+            {"kind": EventType.RETRYING},
+            {"kind": EventType.SUCCEEDED},
+        ],
+        ids=lambda last: "-".join(map(str, last.values())),
+    )
+    def test_a_worker_ends_what_may_run(self, client: Client, ports: MemoryPorts, last: dict[str, Any]) -> None:
+        handle = client.submit("inference", PARAMS)
+        told = {"until": datetime.now(UTC) + last["until"]} if "until" in last else {}
+        ports.tell(event(handle.id, last["kind"], **told))
+        handle.cancel("enough")
+        assert client.outcome(handle.id) is None
+        assert all(one.outcome is None for one in client.scan(born(handle.id), job=handle.id))
+
+    def test_an_outcome_that_is_there_stands(self, client: Client, ports: MemoryPorts) -> None:
+        handle = client.submit("inference", PARAMS)
+        ports.tell(event(handle.id, EventType.POSTPONED, until=datetime.now(UTC) + timedelta(hours=1)))
+        first = outcome(handle.id)
+        ports.blobs.create(f"runs/{handle.id}/outcome.json", codec.dump(first))
+        handle.cancel("enough")
+        assert client.outcome(handle.id) == first
+        assert all(one.outcome is None for one in client.scan(born(handle.id), job=handle.id))
 
     def test_an_upload_is_named_by_its_content(self, client: Client, ports: MemoryPorts, tmp_path: Path) -> None:
         path = tmp_path / "rows.JSONL"
