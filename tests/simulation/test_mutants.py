@@ -30,7 +30,7 @@ def acknowledges_before_the_outcome(patch: Patch) -> None:
     end = Settler._end
 
     def early(self: Settler, attempt: Any, outcome: Any, ack: AckType) -> None:
-        self._done(attempt.record, ack)
+        self._done(attempt.record, ack, None)
         end(self, attempt, outcome, ack)
 
     patch.setattr(Settler, "_end", early)
@@ -40,7 +40,7 @@ def acknowledges_before_the_dead_letter(patch: Patch) -> None:
     bury = Settler.bury
 
     def early(self: Settler, attempt: Any, failure: Any, **options: Any) -> None:
-        self._done(attempt.record, AckType.REJECT)
+        self._done(attempt.record, AckType.REJECT, None)
         bury(self, attempt, failure, **options)
 
     patch.setattr(Settler, "bury", early)
