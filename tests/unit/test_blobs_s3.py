@@ -469,8 +469,10 @@ def test_a_store_whose_clock_differs_is_gone_by(server: Server, store: S3, hours
     assert abs(signed(server.seen[-1])) < timedelta(minutes=1)
 
 
-@pytest.mark.parametrize("headers", [{}, {"Date": "soon"}, {"Date": dated(0.0)}])
-def test_a_refusal_that_is_none_of_the_clock_s_stands(server: Server, store: S3, headers: dict[str, str]) -> None:
+@pytest.mark.parametrize("said", [None, "soon", "now"])
+def test_a_refusal_that_is_none_of_the_clock_s_stands(server: Server, store: S3, said: str | None) -> None:
+    # "now" is when the test runs: the whole suite takes longer than a clock may be off
+    headers = {} if said is None else {"Date": dated(0.0) if said == "now" else said}
     server.script += [refusal(403, "AccessDenied", **headers)]
     with pytest.raises(AuthError):
         store.read("x")
