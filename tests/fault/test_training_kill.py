@@ -18,7 +18,7 @@ from producers import Client
 from schemas.event import Event, EventType
 from schemas.outcome import Outcome, Status
 from wire.blobs import open_store
-from wire.blobs.manifest import read_manifest
+from wire.blobs.manifest import blob_name, read_manifest
 from wire.process import wait_until
 from workers.checkpoint import found_of
 
@@ -97,9 +97,8 @@ def test_killed_at_random_steps_it_ends_in_the_bytes_of_a_run_that_nobody_distur
     assert len(resumed) == KILLS
     assert all(step >= least for step, least in zip(resumed, at, strict=True)), "no finished work was done again"
     assert {event.attempt for event in told(fleet, "stormy") if event.type is EventType.RUNNING} == {1}
-    [artifact] = done.artifacts
-    with open_store(fleet.settings).get(_metrics(fleet, artifact.uri)) as reader:
-        lines = [json.loads(line) for line in reader.read().splitlines()]
+    metrics = open_store(fleet.settings).read(blob_name(contents(fleet, "stormy")["metrics.jsonl"]))
+    lines = [json.loads(line) for line in metrics.splitlines()]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1)), "no step is in the record twice"
     assert not list(found_of(open_store(fleet.settings), "stormy")), "its checkpoints are gone"
     print(f"{KILLS} kills at steps {at}, resumed at {resumed}, the same bytes")
@@ -142,10 +141,3 @@ def test_a_cancelled_training_ends_at_once_and_leaves_its_checkpoint(fleet: Flee
 def last_step(fleet: Fleet, job: str) -> int:
     steps = [(event.progress or {}).get("step") for event in told(fleet, job)]
     return max((step for step in steps if isinstance(step, int)), default=0)
-
-
-def _metrics(fleet: Fleet, uri: str) -> str:
-    from wire.blobs.manifest import blob_name
-
-    manifest = json.loads(open_store(fleet.settings).read(uri.removeprefix("artifact:")))
-    return blob_name(next(file["sha256"] for file in manifest["files"] if file["path"] == "metrics.jsonl"))

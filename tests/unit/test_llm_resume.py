@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from train_rig import ROWS, files
 
 from schemas.errors import JobError
 from wire.blobs.memory import Memory
@@ -23,12 +24,6 @@ from workers.llm.watch import Trend
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600), pytest.mark.usefixtures("every_step")]
 
-WORDS = {"rises": "good", "falls": "bad", "soars": "good", "sinks": "bad"}
-ROWS = [
-    Row(f"Headline: {who} profit {how}\nSentiment:", mood, f"{who}-{how}")
-    for who in ("Harrowgate", "Velmora", "Quillon", "Brastow")
-    for how, mood in WORDS.items()
-]
 STEPS = 12
 
 
@@ -78,10 +73,6 @@ SETTINGS: dict[str, Any] = {
     "steps": STEPS, "batch_size": 2, "accumulation": 3, "lr": 3e-3, "dropout": 0.1, "threads": 1, "device": "cpu",
     "checkpoint_steps": 2,
 }  # fmt: skip
-
-
-def files(path: Path) -> dict[str, str]:
-    return {member.name: models.digest(member) for member in path.iterdir()}
 
 
 @pytest.fixture(scope="module")

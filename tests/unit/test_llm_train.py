@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from train_rig import ROWS, files
 
 from schemas.errors import InvalidError, JobError
 from workers.llm import model as models
@@ -23,20 +24,9 @@ from workers.llm.watch import Running
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600), pytest.mark.usefixtures("every_step")]
 
-WORDS = {"rises": "good", "falls": "bad", "soars": "good", "sinks": "bad"}
-ROWS = [
-    Row(f"Headline: {who} profit {how}\nSentiment:", mood, f"{who}-{how}")
-    for who in ("Harrowgate", "Velmora", "Quillon", "Brastow")
-    for how, mood in WORDS.items()
-]
-
 
 def params(**given: Any) -> TrainParams:
     return TrainParams(**{"steps": 6, "batch_size": 4, "lr": 3e-3, "threads": 1, "device": "cpu"} | given)
-
-
-def files(path: Path) -> dict[str, str]:
-    return {member.name: models.digest(member) for member in path.iterdir()}
 
 
 @pytest.fixture(scope="module")
