@@ -7,8 +7,7 @@ from datetime import datetime, timedelta
 
 from producers.fold import newest
 from schemas.errors import JobError
-from schemas.event import EVENT_OF, Event, EventType
-from schemas.ids import derived_id
+from schemas.event import EVENT_OF, Event, EventType, end_id
 from schemas.outcome import Failure, Outcome, Status
 
 PUT_OFF = frozenset({EventType.POSTPONED, EventType.RETRYING})
@@ -30,7 +29,7 @@ def concluded(events: Iterable[Event], reason: str, *, by: str, now: datetime) -
         finished_at=now, failure=failure,
     )  # fmt: skip
     return Event(
-        id=derived_id(last.job, "outcome"), type=EVENT_OF[outcome.status], job=last.job, kind=last.kind,
+        id=end_id(last.job), type=EVENT_OF[outcome.status], job=last.job, kind=last.kind,
         lane=last.lane, tenant=last.tenant, time=now, attempt=last.attempt, worker=by, labels=last.labels,
         failure=failure, outcome=outcome,
     )  # fmt: skip

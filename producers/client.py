@@ -37,7 +37,7 @@ from schemas.event import Event
 from schemas.ids import checked, uuid7
 from schemas.job import PARAMS
 from schemas.model import Strict
-from schemas.outcome import Outcome
+from schemas.outcome import Outcome, outcome_name
 from schemas.topics import Names
 from wire.settings import Settings
 from wire.telemetry import inject
@@ -170,7 +170,7 @@ class Client:
         event = concluded(events, reason, by=f"client:{self.settings.tenant}", now=now)
         if event is not None and time.monotonic() < until:
             assert event.outcome is not None
-            self._ports.blobs.create(f"runs/{job}/outcome.json", codec.dump(event.outcome))
+            self._ports.blobs.create(outcome_name(job), codec.dump(event.outcome))
             told = event_message(event, self.names.events)
             self._await(self._ports.publish(told), told.topic)
 
@@ -181,7 +181,7 @@ class Client:
     def outcome(self, job: str) -> Outcome | None:
         """Return the outcome that the store keeps of a job; None when there is none (yet)."""
         try:
-            return codec.parse(Outcome, self._ports.blobs.read(f"runs/{job}/outcome.json"), job=job)
+            return codec.parse(Outcome, self._ports.blobs.read(outcome_name(job)), job=job)
         except NotFoundError:
             return None
 

@@ -124,6 +124,11 @@ def written(event: Event, source: str) -> Written:
     return Written(event.job.encode(), value, codec.encode(envelope))
 
 
+def end_id(job: str) -> str:
+    """Return the id of the event by which a job ends: whoever tells it, and however often, it is one."""
+    return derived_id(job, "outcome")
+
+
 def queued(
     job: str,
     *,

@@ -117,3 +117,8 @@ class Outcome(Open):
     artifacts: list[Artifact] = Field(default_factory=list)
     failure: Failure | None = None
     usage: Usage = Usage()
+
+
+def outcome_name(job: str) -> str:
+    """Return the name of a job's outcome in the store."""
+    return f"runs/{job}/outcome.json"

@@ -10,7 +10,6 @@ succeeded, and stay when it was cancelled.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 import threading
@@ -26,6 +25,7 @@ from schemas.artifact import ArtifactFile, Manifest
 from schemas.errors import JobError, NotFoundError, TapeError
 from schemas.ids import uuid7
 from wire.blobs import Blobs
+from wire.blobs.manifest import digest_of
 from wire.blobs.port import corrupt
 
 _LOG = structlog.get_logger("tickertape.checkpoint")
@@ -134,10 +134,9 @@ class Checkpoints:
         files = []
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             name = path.relative_to(folder).as_posix()
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest, size = digest_of(path)
             store.put(f"{place}/{name}", path, sha256=digest)
-            files.append(ArtifactFile(path=name, sha256=digest, size=path.stat().st_size))
+            files.append(ArtifactFile(path=name, sha256=digest, size=size))
         made = Manifest(name="checkpoint", kind=self._kind, job=self._job, files=files, metadata=facts)
         store.put(f"{place}/{MANIFEST}", made.model_dump_json().encode())
 

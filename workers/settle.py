@@ -21,9 +21,9 @@ from schemas.codec import Header
 from schemas.dead import DeadLetter, buried, dead_headers
 from schemas.delays import delayed
 from schemas.errors import ConflictError, InvalidError, JobError, TapeError
-from schemas.event import EVENT_OF, Event, EventType, written
+from schemas.event import EVENT_OF, Event, EventType, end_id, written
 from schemas.ids import derived_id, uuid7
-from schemas.outcome import Cancelled, Failed, Failure, Outcome, Status, Succeeded, Usage
+from schemas.outcome import Cancelled, Failed, Failure, Outcome, Status, Succeeded, Usage, outcome_name
 from schemas.past import LINE, Past, Try, write
 from schemas.topics import Names
 from wire.blobs import Blobs
@@ -41,11 +41,6 @@ Clock = Callable[[], datetime]
 _LOG = structlog.get_logger("tickertape.settle")
 EVENT_LIMIT = 1_000_000
 """Bytes of the largest event: what a topic takes by default, less its headers."""
-
-
-def outcome_name(job: str) -> str:
-    """Return the name of a job's outcome in the store."""
-    return f"runs/{job}/outcome.json"
 
 
 class Settler:
@@ -282,7 +277,7 @@ class Settler:
         )
 
     def _final(self, attempt: Attempt, outcome: Outcome) -> Event:
-        identity = derived_id(attempt.id, "outcome")
+        identity = end_id(attempt.id)
         if outcome.status is Status.DEAD:
             identity = _dead_id(attempt.id, attempt.line)
         return self._event(attempt, EVENT_OF[outcome.status], identity, failure=outcome.failure, outcome=outcome)

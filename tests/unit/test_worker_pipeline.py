@@ -18,14 +18,14 @@ from schemas.errors import (
     JobError,
 )
 from schemas.event import EventType
-from schemas.outcome import Cancelled, Failed, Failure, Outcome, Status, Succeeded, Usage
+from schemas.outcome import Cancelled, Failed, Failure, Outcome, Status, Succeeded, Usage, outcome_name
 from wire.blobs.memory import Memory
 from wire.publish import MemoryPublisher
 from wire.share import AckType, MemoryLog
 from workers.claim import claim_name
 from workers.context import Context
 from workers.runner import RESULT_LIMIT
-from workers.settle import EVENT_LIMIT, outcome_name
+from workers.settle import EVENT_LIMIT
 
 
 def test_a_good_job_is_stored_told_and_accepted_in_this_order() -> None:

@@ -17,13 +17,12 @@ from schemas.errors import (
     UnavailableError,
 )
 from schemas.event import EventType
-from schemas.outcome import Succeeded
+from schemas.outcome import Succeeded, outcome_name
 from schemas.past import read
 from wire.blobs import Blobs
 from wire.blobs.memory import Memory
 from wire.publish import MemoryPublisher
 from wire.share import AckType, MemoryLog
-from workers.settle import outcome_name
 
 
 class Outage(Memory):

@@ -19,7 +19,7 @@ from schemas.delays import PARTITIONS, WHEELS, plan, strip
 from schemas.errors import FailureClass
 from schemas.event import Event
 from schemas.model import Strict
-from schemas.outcome import Outcome, Succeeded, Verdict
+from schemas.outcome import Outcome, Succeeded, Verdict, outcome_name
 from schemas.past import Past, Try
 from schemas.past import read as read_past
 from schemas.past import write as write_past
@@ -41,7 +41,7 @@ from workers.gate import Gate
 from workers.kinds import Kind
 from workers.quota import Quotas
 from workers.runner import InlineRunner, Runner
-from workers.settle import Settler, outcome_name
+from workers.settle import Settler
 
 NAMES = Names("t.")
 START = datetime(2026, 1, 1, tzinfo=UTC)

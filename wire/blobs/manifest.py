@@ -40,7 +40,7 @@ def publish(
     """
     listed: list[ArtifactFile] = []
     for path, source in sorted(_sources(files)):
-        digest, size = _digest(source)
+        digest, size = digest_of(source)
         try:
             listed.append(ArtifactFile(path=path, sha256=digest, size=size))
         except ValidationError as error:
@@ -114,7 +114,8 @@ def _sources(files: Files) -> Iterator[tuple[str, Path | bytes]]:
             yield path.relative_to(files).as_posix(), path
 
 
-def _digest(source: Path | bytes) -> tuple[str, int]:
+def digest_of(source: Path | bytes) -> tuple[str, int]:
+    """Return hash and size of a file or of bytes. Raises `NotFoundError` (TAPE-2003) where it cannot be read."""
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest(), len(source)
     try:
@@ -152,7 +153,7 @@ def _settle(blobs: Blobs, folder: str, data: bytes) -> str:
 
 
 def _holds(path: Path, file: ArtifactFile) -> bool:
-    return path.is_file() and path.stat().st_size == file.size and _digest(path)[0] == file.sha256
+    return path.is_file() and path.stat().st_size == file.size and digest_of(path)[0] == file.sha256
 
 
 def _fetch(blobs: Blobs, file: ArtifactFile, path: Path) -> None:
