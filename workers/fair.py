@@ -24,7 +24,7 @@ RUNS = 100_000
 
 
 FULL = LOCKS * 3 // 4
-"""Records of a tenant in a partition, above which no more are sent there."""
+"""Records that wait in a partition, above which no more are sent there."""
 
 
 @dataclass(slots=True)
@@ -110,35 +110,40 @@ class Backlog:
         """Nothing of what was seen of a partition waits any more."""
         self.passed(partition, self._ends.get(partition, -1))
 
-    def tenants(self) -> Set[str]:
-        """Return who waits."""
-        return self._tenants.keys()
+    def tenants(self, besides: Set[int] = frozenset()) -> Set[str]:
+        """Return who waits, in other partitions than these."""
+        if not besides:
+            return self._tenants.keys()
+        return {tenant for partition, lines in self._parts.items() if partition not in besides for tenant in lines}
 
-    def nearest(self, tenant: str) -> Nearest | None:
-        """Return the record of a tenant that has the least before it."""
+    def nearest(self, tenant: str, besides: Set[int] = frozenset()) -> Nearest | None:
+        """Return the record of a tenant that has the least before it, in other partitions than these."""
         best: Nearest | None = None
         for partition, lines in self._parts.items():
-            if (line := lines.get(tenant)) is not None:
+            if partition not in besides and (line := lines.get(tenant)) is not None:
                 run, head = line.runs[0], self._heads[partition]
                 if best is None or run.first - head < best.depth:
                     best = Nearest(partition, run.first, run.first - head, run.last - run.first + 1)
         return best
 
     def home(self, tenant: str, besides: int) -> int | None:
-        """Return a partition, not `besides`, in which records of a tenant wait; None when there is none.
+        """Return a partition, not `besides`, to send records of a tenant to; None when it waits in no other.
 
         It is the one with the most of them, so that few partitions hold them all and none is moved twice; but what lies
-        behind more than the broker locks of a partition could not be reached at all.
+        behind more than the broker locks of a partition could not be reached, so full ones are spared.
         """
-        found = {
-            partition: lines[tenant].size
+        sizes = {
+            partition: sum(line.size for line in lines.values())
             for partition, lines in self._parts.items()
-            if partition != besides and tenant in lines
+            if partition != besides
         }
-        room = {partition: count for partition, count in found.items() if count < FULL}
+        found = {
+            partition: self._parts[partition][tenant].size for partition in sizes if tenant in self._parts[partition]
+        }
+        room = {partition: count for partition, count in found.items() if sizes[partition] < FULL}
         if room:
             return max(room, key=lambda partition: (room[partition], -partition))
-        return min(found, key=lambda partition: (found[partition], partition)) if found else None
+        return min(sizes, key=lambda partition: (sizes[partition], partition)) if found else None
 
 
 @dataclass(slots=True)

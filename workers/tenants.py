@@ -32,7 +32,9 @@ REST_S = 30.0
 PROBE_S = 1.0
 """How long it is known where a partition begins, after a record of it came."""
 VAIN = 3
-"""Fetches that bring nothing from a chosen partition, before nothing waits there."""
+"""Fetches that bring nothing from a chosen partition, before something else is asked for."""
+PAUSES_S = 0.5, 2.0
+"""When it is asked again: the broker was slow, or locked no more behind a running job. Then nothing waits there."""
 AGAIN_S = 10.0
 """How soon the scout may begin anew after something was looked for in vain: what was seen may be wrong."""
 ALONE_S = 1.0
@@ -43,8 +45,8 @@ UNREAD = 50_000
 """Runs that the scout may be ahead of the loop."""
 NAMES, OTHERS = 1_000, "\0others"
 """Tenants that are told apart in a queue; all who come after them are taken for one."""
-BURST, EACH = 20_000, 50
-"""Records that may be written anew, at once and for each job that runs: else tenants in few partitions never end."""
+BURST, EACH, PER_S = 20_000, 50, 5_000
+"""Records that may be written anew, at once, for each job that runs and a second; it can write 35,000."""
 
 Run = tuple[int, int, int, str]
 """Partition, first and last offset, and tenant of neighbouring records."""
@@ -98,10 +100,12 @@ class Tenants:
         self._backlog = Backlog()
         self._goal: _Goal | None = None
         self._probed: dict[int, float] = {}
+        self._refilled_at = clock()
         self._full_since: float | None = None
         self._crowded_at = self._rested_at = self._checked_at = float("-inf")
         self._counting = self._doubted = False
-        self._empty = 0
+        self._empty, self._vain, self._topic = 0, False, ""
+        self._pauses: dict[int, tuple[int, float]] = {}
         self._size, self._credit = DIG, float(BURST)
         self._names: set[str] = set()
 
@@ -180,7 +184,7 @@ class Tenants:
         now, partition = self._clock(), nearest.partition
         self._goal = _Goal(tenant, nearest, dig=True)
         known = now - self._probed.get(partition, float("-inf")) <= PROBE_S
-        return Plan(min(self._size, nearest.depth) if known else 1, frozenset({partition}))
+        return Plan(min(self._size, nearest.depth, max(1, int(self._credit))) if known else 1, frozenset({partition}))
 
     def plan(self, room: int, *, dig: bool = True) -> Plan | None:
         """Return what to ask for when there is room for so many.
@@ -198,34 +202,55 @@ class Tenants:
 
     def _next(self) -> tuple[str, Nearest] | None:
         """Return the tenant whose job comes next and where it lies; None when there is no choice."""
-        self._goal, self._empty = None, 0
+        self._goal, self._empty, self._vain = None, 0, False
         if not self.wanted.is_set():
             return None
         self._learn()
         self._count()
-        waiting, now, shares = self.waiting, self._clock(), self.shares
+        now, shares = self._clock(), self.shares
+        paused = {partition for partition, (_, until) in self._pauses.items() if now < until}
+        waiting = self._backlog.tenants(besides=paused)
         if len(waiting) < 2 or now - self._rested_at < REST_S:
             return None
         tenant = shares.choose(waiting, now, self._everybody())
         if tenant is None or shares.behind(tenant, waiting, now) <= QUANTUM_S:
             return None
-        nearest = self._backlog.nearest(tenant)
-        return None if nearest is None or nearest.depth > self._credit else (tenant, nearest)
+        nearest = self._backlog.nearest(tenant, besides=paused)
+        return None if nearest is None or not self._affords(nearest.depth, now) else (tenant, nearest)
+
+    def _affords(self, depth: int, now: float) -> bool:
+        """Whether so many may be written anew now, or the first of very many."""
+        self._credit = min(float(BURST), self._credit + PER_S * (now - self._refilled_at))
+        self._refilled_at = now
+        return self._credit >= min(depth, BURST / 2)
 
     def fetched(self, count: int) -> None:
         """A fetch brought so many records; callable from any thread."""
         self._empty = 0 if count else self._empty + 1
 
     def vain(self) -> bool:
-        """Whether what was planned last gives nothing; then nothing waits where it was looked for.
+        """Whether what was planned last gives nothing; it is looked for later, and then nothing waits there.
 
         The goal stands until nothing is promised any more: what is under way may still come, and must be sorted.
         """
         if self._goal is None or self._empty < VAIN:
             return False
-        self._backlog.emptied(self._goal.nearest.partition)
-        self._doubted = True
+        if not self._vain:
+            self._vain = self._doubted = True
+            self._pause(self._goal.nearest.partition)
         return True
+
+    def _pause(self, partition: int) -> None:
+        """Look elsewhere for a while; what a job of our own keeps the broker from locking waits there all the same."""
+        tried, _ = self._pauses.get(partition, (0, 0.0))
+        if tried < len(PAUSES_S) or self._runs_in(partition):
+            self._pauses[partition] = tried + 1, self._clock() + PAUSES_S[min(tried, len(PAUSES_S) - 1)]
+        else:
+            del self._pauses[partition]
+            self._backlog.emptied(partition)
+
+    def _runs_in(self, partition: int) -> bool:
+        return any((record.topic, record.partition) == (self._topic, partition) for record, _ in self._running())
 
     def anew(self, since: float) -> bool:
         """Whether the scout, who began at `since`, should begin anew."""
@@ -240,11 +265,13 @@ class Tenants:
         now = self._clock()
         for partition, offset in {record.partition: record.offset for record in records}.items():
             self._probed[partition] = now
+            self._pauses.pop(partition, None)
             self._backlog.passed(partition, offset)
         return run, aside
 
     def spent(self, record: Written, seconds: float) -> None:
-        """A job used its slot for so many seconds."""
+        """A job used its slot for so many seconds; what waits behind it may be locked from now on."""
+        self._pauses.pop(record.partition, None)
         self.shares.ended(place_of(record), seconds, self._clock())
 
     def _sorted(self, records: Sequence[Record], room: int) -> tuple[list[Record], list[Moved]]:
@@ -265,7 +292,7 @@ class Tenants:
                 self.shares.started(tenant, place_of(record), now)
         if goal is not None and goal.dig:  # what cannot go aside is held here: then one at a time
             self._size = min(DIG, self._size * 2) if aside and len(run) <= 1 else 1
-        self._credit = min(float(BURST), self._credit - len(aside) + EACH * len(run))
+        self._credit += EACH * len(run) - len(aside)
         return run, aside
 
     def _tenant(self, record: Written) -> str:
@@ -297,7 +324,7 @@ class Tenants:
         for _ in range(len(seen)):
             run = seen[0]
             if run is None:
-                self._backlog, self._probed = Backlog(), {}
+                self._backlog, self._probed, self._pauses = Backlog(), {}, {}
             elif not self._backlog.see(*run):
                 self._doubted = True  # as much of that partition as can be remembered: the scout looks again
             seen.popleft()
@@ -305,11 +332,12 @@ class Tenants:
     def _forget(self) -> None:
         self._seen.clear()
         self._backlog, self._goal, self._probed, self._counting = Backlog(), None, {}, False
+        self._pauses = {}
         self._names = set()
 
     def _notice(self, records: Sequence[Record]) -> None:
         """Records that waited long came out of a crowd, even if there is room each time somebody looks."""
-        stamp = records[0].timestamp_ms  # the first one tells
+        self._topic, stamp = records[0].topic, records[0].timestamp_ms  # the first one tells
         if stamp > 0 and self._wall() - stamp / 1000 > OLD_S:
             self._crowded_at = self._clock()
 

@@ -86,6 +86,14 @@ class Worker:
             self.ran.append(found)
         return started
 
+    def until_started(self, turns: int = 60) -> Record:
+        """Turn until one job starts."""
+        for _ in range(turns):
+            if started := self.turn():
+                assert len(started) == 1
+                return started[0]
+        raise AssertionError("nothing was started")
+
     def end(self, found: Record) -> None:
         self.pool.end(self.loop, found)
         self.loop.spent(found, self.clock() - self.began.pop(found[:3]))

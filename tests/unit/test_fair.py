@@ -199,9 +199,13 @@ def test_a_home_is_the_fullest_that_can_still_be_reached() -> None:
     assert backlog.home("a", 1) == 0
     for partition in (0, 1):
         backlog.emptied(partition)
-    assert backlog.home("a", 3) == 2
-    assert backlog.home("a", 2) == 3
+    assert backlog.home("a", 3) == 0, "who waits in full ones alone gets the emptiest"
     assert backlog.home("b", 0) is None
+    backlog.see(0, 10 * FULL, 20 * FULL, "c")
+    backlog.see(1, 10 * FULL, 15 * FULL, "c")
+    assert backlog.home("a", 2) == 1
+    backlog.see(1, 15 * FULL + 1, 15 * FULL + 1, "a")
+    assert backlog.home("a", 2) == 1, "what others have there counts, too"
 
 
 def test_nothing_waits_in_a_partition_that_gave_nothing() -> None:

@@ -183,21 +183,29 @@ def test_tenants_beyond_a_thousand_are_taken_for_one() -> None:
 
 def test_what_is_written_anew_has_a_budget(monkeypatch: pytest.MonkeyPatch, log: MemoryLog, clock: Clock) -> None:
     monkeypatch.setattr("workers.tenants.BURST", 100)
-    for number in range(300):
+    monkeypatch.setattr("workers.tenants.PER_S", 20)
+    monkeypatch.setattr("workers.tenants.EACH", 1)
+    for number in range(600):
         send(log, "flood", f"flood-{number}", 0)
     send(log, "desk", "desk-0", 0)
     worker = Worker(log, clock)
     running = [crowded(worker)]
-    for _ in range(20):
-        worker.turn()
-    assert sum(log.end(TOPIC, part) for part in range(4)) == 301, "300 are more than may be moved for one"
+    for turns in (4, 4, 4):
+        began = clock()
+        before = sum(log.end(TOPIC, part) for part in range(4))
+        for _ in range(turns):
+            worker.turn(1.0)
+        moved = sum(log.end(TOPIC, part) for part in range(4)) - before
+        assert 0 < moved <= 100 + 20 * (clock() - began), "600 are more than may be moved at once"
+    assert moved <= 20 * (clock() - began) + 50, "what was saved up is used"
     order = []
-    for _ in range(60):
-        while running:
-            worker.end(running.pop())
-        running += worker.turn(0.2)
-        order += [job(found) for found in running]
-    assert len(order) > 10, "the jobs are taken as they come"
+    while "desk-0" not in order:
+        worker.end(running.pop())
+        running.append(worker.until_started())
+        order.append(job(running[0]))
+        for _ in range(6):
+            worker.turn(0.1)
+    assert 10 < len(order) < 80, "other jobs run meanwhile"
 
 
 def test_the_scout_stops_where_enough_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
