@@ -179,11 +179,12 @@ class Client:
         return uploads.upload(self._ports.blobs, Path(path))
 
     def outcome(self, job: str) -> Outcome | None:
-        """Return the outcome that the store keeps of a job; None when there is none (yet)."""
+        """Return the outcome that the store keeps of a job; None when there is none (yet): a redrive may bring one."""
         try:
-            return codec.parse(Outcome, self._ports.blobs.read(outcome_name(job)), job=job)
+            found = codec.parse(Outcome, self._ports.blobs.read(outcome_name(job)), job=job)
         except NotFoundError:
             return None
+        return found if found.final else None
 
     def scan(self, since: datetime, *, job: str | None = None) -> Iterator[Event]:
         """Yield the events from `since` until now, of one job or of all; those that cannot be read are skipped."""

@@ -103,7 +103,10 @@ class Status(StrEnum):
 
 
 class Outcome(Open):
-    """The one final result of a job: `runs/JOB/outcome.json`, created once, and the body of its last event."""
+    """The one final result of a job: `runs/JOB/outcome.json`, created once, and the body of its last event.
+
+    A `dead` one is not final: the job is with the dead letters, and what a redrive comes to takes its place.
+    """
 
     schema_version: int = 1
     job: str
@@ -117,6 +120,12 @@ class Outcome(Open):
     artifacts: list[Artifact] = Field(default_factory=list)
     failure: Failure | None = None
     usage: Usage = Usage()
+    epoch: int = Field(default=0, ge=0, description="the job's claim that it came of: a death gives way to a later one")
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing can follow it."""
+        return self.status is not Status.DEAD
 
 
 def outcome_name(job: str) -> str:

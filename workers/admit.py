@@ -62,19 +62,24 @@ class Admission:
         if ends is None and (shut := self._gate.enter(attempt)) is not None:
             self.postpone(attempt, shut)
             return None
-        if self._settled(attempt) or (ends is None and (self._put_off(attempt) or self._over_quota(attempt))):
+        known = self._settler.outcomes.read(attempt.id) if attempt.kind.recorded else None
+        if known is not None and known.final:
+            _LOG.info("already settled", job=attempt.id, status=known.status.value)
+            self._settler.repeat(attempt, known)
+            return None
+        if ends is None and (self._put_off(attempt) or self._over_quota(attempt)):
             return None
         if attempt.past.put_off:
             attempt = replace(attempt, past=attempt.past.welcomed())
         if attempt.ledgered:
-            return self._ledgered(attempt, ends)
+            return self._ledgered(attempt, ends, 0 if known is None else known.epoch)
         if ends is not None:
             ends(attempt)
         return attempt if ends is None else None
 
-    def _ledgered(self, attempt: Attempt, ends: Callable[[Attempt], None] | None) -> Attempt | None:
+    def _ledgered(self, attempt: Attempt, ends: Callable[[Attempt], None] | None, above: int) -> Attempt | None:
         """Write the start down, then look at what the ledger says."""
-        mine = self._claim(attempt)
+        mine = self._claim(attempt, above)
         if mine is None:
             return None
         try:
@@ -128,14 +133,6 @@ class Admission:
             self._settler.refuse(attempt)
         return True
 
-    def _settled(self, attempt: Attempt) -> bool:
-        """Tell the outcome once more that the job has already."""
-        if not attempt.kind.recorded or (known := self._settler.known(attempt)) is None:
-            return False
-        _LOG.info("already settled", job=attempt.id, status=known.status.value)
-        self._settler.repeat(attempt, known)
-        return True
-
     def _put_off(self, attempt: Attempt) -> bool:
         job, settler = attempt.job, self._settler
         if job.not_before is not None and attempt.started_at < job.not_before:
@@ -173,15 +170,15 @@ class Admission:
         self._settler.again(attempt, wait.past, EventType.POSTPONED, delay_s=delay, failure=wait.failure)
         return True
 
-    def _claim(self, attempt: Attempt) -> Attempt | None:
-        """Write the start down; None when another worker runs the job."""
+    def _claim(self, attempt: Attempt, above: int) -> Attempt | None:
+        """Write the start down; None when another worker runs the job. A death `above` which it is was before."""
         record, past = attempt.record, attempt.past
         copy = Copy(
             place=str(place_of(record)), line=attempt.line, spent=past.spent,
             replays=past.replays, fresh=all(name != ATTEMPT for name, _ in record.headers),
             redelivered=record.delivery_count > 1, former=former_of(record),
         )  # fmt: skip
-        claim = self._claims.take(attempt.id, copy)
+        claim = self._claims.take(attempt.id, copy, above=above)
         if isinstance(claim, Busy):
             busy = Failure.of(ConflictError("another worker runs the job", code="TAPE-3008", worker=claim.worker))
             # Not a try of the job: the wait may be long, and must not push the story of its attempts out.
@@ -195,7 +192,7 @@ class Admission:
             death, unspent = _died(start, attempt.started_at, spent=spent), past.credits + int(not spent)
             update = {"hint": Hint.ALONE, "reached": max(past.reached, start.reached), "credits": unspent}
             past = past.after(death).model_copy(update=update)
-        return replace(attempt, number=past.spent + 1, past=past)
+        return replace(attempt, number=past.spent + 1, past=past, epoch=claim.start.epoch)
 
     def _over(self, attempt: Attempt, over: Over) -> None:
         """The record's attempt ended, but whoever ran it may have died before it wrote what follows: write that."""

@@ -66,6 +66,8 @@ class Attempt:
     started_at: datetime
     carrier: Mapping[str, str]
     past: Past
+    epoch: int = 0
+    """Of its claim; 0: it has none."""
     reached: float = 0.0
     """How far this attempt's newest checkpoint is."""
 

@@ -127,8 +127,10 @@ class Claims:
         if self._thread.is_alive():
             self._thread.join()
 
-    def take(self, job: str, copy: Copy) -> Claim | Busy | Over:
+    def take(self, job: str, copy: Copy, *, above: int = 0) -> Claim | Busy | Over:
         """Claim a job for its next attempt, which is `spent` + deaths + 1; wait for silence where somebody holds it.
+
+        Its epoch is higher than any before, and than `above`: claims may be lost, and what came of them stand.
 
         Where the record was redelivered a short silence of who took it is enough; whoever has another record of the
         job may hold its lease still. Raises `UnavailableError` when the store does not answer.
@@ -138,21 +140,21 @@ class Claims:
                 return Busy(self._worker)
             self._taking.add(job)
         try:
-            return self._take(job, copy)
+            return self._take(job, copy, above)
         finally:
             self._taking.discard(job)
 
-    def _take(self, job: str, copy: Copy) -> Claim | Busy | Over:
+    def _take(self, job: str, copy: Copy, above: int) -> Claim | Busy | Over:
         watched: tuple[int, int] | None = None
         since = 0.0
         while True:
-            claim, etag = self._read(job)
+            claim, etag = _read(self._store(), job)
             if claim is not None and (over := _over(claim, copy)) is not None:
                 return over
             if claim is None or not claim.held or claim.start.worker == self._worker or copy.follows(claim.start) > 0:
                 # Ours, but not held by any attempt: trouble with the store ended one before it ran. And what its
                 # holder wrote at its end is here, so it did end.
-                if (taken := self._write(job, copy, claim, etag)) is not None:
+                if (taken := self._write(job, copy, claim, etag, above)) is not None:
                     return taken
                 continue
             beat = claim.start.epoch, claim.beat
@@ -165,17 +167,18 @@ class Claims:
                 _LOG.warning("claim taken over", job=job, silent=claim.start.worker, epoch=claim.start.epoch)
                 last = claim.start.model_copy(update={"reached": claim.reached})
                 dead = claim.model_copy(update={"lost": (*claim.lost, last)[-LOST_KEPT:]})
-                if (taken := self._write(job, copy, dead, etag)) is not None:
+                if (taken := self._write(job, copy, dead, etag, above)) is not None:
                     return taken
             elif self._wait(LOOK_S):
                 return Busy(claim.start.worker)
 
-    def _write(self, job: str, copy: Copy, before: Claim | None, etag: str | None) -> Claim | None:
+    def _write(self, job: str, copy: Copy, before: Claim | None, etag: str | None, above: int) -> Claim | None:
         """Write a claim of ours; None when somebody was faster."""
         # Deaths at earlier records are in the past of this one.
         lost = before.lost if before is not None and not copy.follows(before.start) else ()
         start = Start(
-            attempt=copy.spent + len(lost) + 1, worker=self._worker, epoch=before.start.epoch + 1 if before else 1,
+            attempt=copy.spent + len(lost) + 1, worker=self._worker,
+            epoch=max(before.start.epoch if before else 0, above) + 1,
             started_at=self._now(), place=copy.place, line=copy.line, spent=copy.spent, replays=copy.replays,
         )  # fmt: skip
         origin = copy.line if copy.fresh or before is None else before.origin
@@ -194,16 +197,6 @@ class Claims:
         self._ghosts.pop(job, None)
         self._holds[job] = _Hold(claim, blob.etag, at)
         return claim
-
-    def _read(self, job: str) -> tuple[Claim | None, str | None]:
-        try:
-            with self._store().get(claim_name(job)) as reader:
-                return parse(Claim, reader.read()), reader.blob.etag
-        except NotFoundError:
-            return None, None
-        except (InvalidError, JobError) as error:  # what nobody can read holds nothing; it is written over
-            _LOG.warning("unreadable claim", job=job, error=str(error))
-            return None, self._store().stat(claim_name(job)).etag
 
     def reach(self, job: str, checkpoint: float) -> None:
         """A checkpoint of a job is kept; should we die, the claim says so: it is written at once."""
@@ -283,7 +276,7 @@ class Claims:
         """Free the claims of ours that no attempt holds, before anybody takes their silence for a death."""
         for job, start in list(self._ghosts.items()):
             try:
-                claim, etag = self._read(job)
+                claim, etag = _read(self._store(), job)
                 if claim is not None and etag is not None and claim.start == start and claim.held:
                     self._store().replace(claim_name(job), dump(claim.model_copy(update={"held": False})), etag)
             except ConflictError:
@@ -310,7 +303,7 @@ class Claims:
 
     def _compare(self, hold: _Hold) -> None:
         """After a conflict: a write of ours may have succeeded although its answer was lost."""
-        found, etag = self._read(hold.claim.job)
+        found, etag = _read(self._store(), hold.claim.job)
         if found is not None and etag is not None and found.start == hold.claim.start:
             hold.claim, hold.etag = found, etag
             return
@@ -321,6 +314,23 @@ class Claims:
         while not self._stopped.is_set():
             self._hurry.wait(self.beat())
             self._hurry.clear()
+
+
+def epoch_of(store: Blobs, job: str) -> int:
+    """Return the epoch of a job's newest claim, whoever holds it; 0: none. Raises `UnavailableError`."""
+    claim, _ = _read(store, job)
+    return 0 if claim is None else claim.start.epoch
+
+
+def _read(store: Blobs, job: str) -> tuple[Claim | None, str | None]:
+    try:
+        with store.get(claim_name(job)) as reader:
+            return parse(Claim, reader.read()), reader.blob.etag
+    except NotFoundError:
+        return None, None
+    except (InvalidError, JobError) as error:  # what nobody can read holds nothing; it is written over
+        _LOG.warning("unreadable claim", job=job, error=str(error))
+        return None, store.stat(claim_name(job)).etag
 
 
 def _over(claim: Claim, copy: Copy) -> Over | None:

@@ -16,14 +16,13 @@ from typing import Any
 
 import structlog
 
-from schemas import codec
 from schemas.codec import Header
 from schemas.dead import DeadLetter, buried, dead_headers
 from schemas.delays import delayed
 from schemas.errors import ConflictError, InvalidError, JobError, TapeError
 from schemas.event import EVENT_OF, Event, EventType, end_id, written
 from schemas.ids import derived_id, uuid7
-from schemas.outcome import Cancelled, Failed, Failure, Outcome, Status, Succeeded, Usage, outcome_name
+from schemas.outcome import Cancelled, Failed, Failure, Outcome, Status, Succeeded, Usage
 from schemas.past import LINE, Past, Try, write
 from schemas.topics import Names
 from wire.blobs import Blobs
@@ -32,7 +31,9 @@ from wire.share import AckType
 from workers import checkpoint
 from workers.again import Again
 from workers.attempt import Attempt, Record, identify
+from workers.claim import epoch_of
 from workers.gate import Gate
+from workers.outcomes import Outcomes
 from workers.policy import Bury, Decision, Fail, Postpone, Retry
 
 Done = Callable[[Record, AckType, Event | None], None]
@@ -59,6 +60,7 @@ class Settler:
         gate: Gate,
     ) -> None:
         self._publisher, self._store, self._names = publisher, store, names
+        self.outcomes = Outcomes(store)
         self.worker = worker
         self._now, self._done, self._again, self._gate = now, done, again, gate
         self._source = f"/tickertape/worker/{worker}"
@@ -161,21 +163,25 @@ class Settler:
     def bury(self, attempt: Attempt, failure: Failure, *, usage: Usage | None = None) -> None:
         """Make a dead letter of the job: the original bytes first, then its end, then the lease is rejected.
 
-        No outcome is kept in the store, because a redrive may still bring the job to one. Where the store has one
-        (another worker was faster), that one stands and there is no dead letter.
+        The store is told first that the job is dead, so that whoever was taken for dead can bring it to no other end; a
+        redrive may. Where it has an outcome (another worker was faster), that one stands and there is no dead letter.
         """
-        if attempt.kind.recorded:
-            try:
-                first = self._known_or_corrupt(attempt)
-            except TapeError as error:
-                _LOG.error("outcome not looked up yet", job=attempt.id, error=str(error))
-                self._again.later(attempt.record, lambda: self.bury(attempt, failure, usage=usage))
-                return
-            if first is not None:
-                self.repeat(attempt, first)
-                return
         spent = usage or Usage()
         outcome = self._outcome(attempt, Failed(failure=failure, usage=spent), Status.DEAD)
+        if attempt.kind.recorded:
+            try:
+                stands = self._died(outcome)
+            except TapeError as error:
+                _LOG.error("death not stored yet", job=attempt.id, error=str(error))
+                self._again.later(attempt.record, lambda: self.bury(attempt, failure, usage=usage))
+                return
+            if stands is None:
+                self.refuse(attempt)
+                return
+            if stands.final:
+                self.repeat(attempt, stands)
+                return
+            outcome = stands
         event = self._final(attempt, outcome)
         letter = self._letter(attempt, failure, spent)
         self._confirm(
@@ -205,25 +211,24 @@ class Settler:
             case Retry() | Postpone():
                 self.retry(attempt, verdict.failure, decision)
 
-    def known(self, attempt: Attempt) -> Outcome | None:
-        """Return the outcome that this job has already, if it has one."""
-        try:
-            return codec.parse(Outcome, self._store().read(outcome_name(attempt.id)))
-        except TapeError as error:
-            if error.code == "TAPE-2001":
-                return None
-            raise
+    def _died(self, death: Outcome) -> Outcome | None:
+        """Tell the store that a job is dead; return the death or the outcome that stands, None where it died later.
 
-    def _known_or_corrupt(self, attempt: Attempt) -> Outcome | None:
+        Whoever had no claim speaks for the newest there is.
+        """
+        if not death.epoch:
+            death = death.model_copy(update={"epoch": epoch_of(self._store(), death.job)})
         try:
-            return self.known(attempt)
-        except (InvalidError, JobError):  # an outcome that nobody can read is none
-            return None
+            stands = self.outcomes.settle(death)
+        except (InvalidError, JobError) as error:  # what cannot be written today cannot be tomorrow; the letter can
+            _LOG.error("death not stored", job=death.job, error=str(error))
+            return death
+        return stands if stands is death or stands.final else None
 
     def _end(self, attempt: Attempt, outcome: Outcome, ack: AckType) -> None:
         if attempt.kind.recorded:
             try:
-                outcome = self._create(attempt, outcome)
+                stands = self.outcomes.settle(outcome)
             except (InvalidError, JobError) as error:  # what cannot be written, or read, today cannot be tomorrow
                 self.bury(attempt, Failure.of(error))
                 return
@@ -232,6 +237,12 @@ class Settler:
                 self._gate.trouble(attempt, error)
                 self._again.later(attempt.record, lambda: self._end(attempt, outcome, ack))
                 return
+            if not stands.final:  # taken for dead, and buried
+                self.refuse(attempt)
+                return
+            if (stands.worker, stands.attempt) != (self.worker, attempt.number):
+                _LOG.warning("late outcome refused", job=attempt.id, kept=stands.worker, refused=self.worker)
+            outcome = stands
             self._tidy(attempt, outcome)
         self._tell(attempt.record, self._final(attempt, outcome), ack)
 
@@ -242,18 +253,6 @@ class Settler:
                 checkpoint.clear(self._store(), attempt.id)
             except TapeError as error:
                 _LOG.warning("checkpoints not deleted", job=attempt.id, error=str(error))
-
-    def _create(self, attempt: Attempt, outcome: Outcome) -> Outcome:
-        try:
-            self._store().create(outcome_name(attempt.id), codec.dump(outcome))
-        except ConflictError:
-            first = self.known(attempt)
-            if first is None:
-                raise
-            if first.worker != self.worker or first.attempt != attempt.number:
-                _LOG.warning("late outcome refused", job=attempt.id, kept=first.worker, refused=self.worker)
-            return first
-        return outcome
 
     def _outcome(
         self, attempt: Attempt, verdict: Succeeded | Failed | Cancelled, status: Status | None = None
@@ -274,6 +273,7 @@ class Settler:
             artifacts=done.artifacts,
             failure=failure,
             usage=verdict.usage,
+            epoch=attempt.epoch,
         )
 
     def _final(self, attempt: Attempt, outcome: Outcome) -> Event:

@@ -222,7 +222,7 @@ def _delayed(case: Case) -> Answer | None:
         told = f"It is tried again {moment}, because attempt {last.attempt} failed{why}."
     else:
         told = f"It is postponed and is taken {moment}{why}."
-    start = last.until if blocker is Blocker.DELAYED and case.takers else None
+    start = max(last.until, facts.now) if blocker is Blocker.DELAYED and case.takers else None
     steps = (f"tape watch {facts.job}", *(("tape tenants",) if blocker is Blocker.QUOTA else ()))
     return case.answer(blocker, told, *steps, facts=more, expected_start=start)
 

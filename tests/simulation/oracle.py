@@ -93,9 +93,10 @@ class Oracle:
             job.places.append(((topic, partition, offset), int(spent or b"0")))
 
     def outcome(self, job: str) -> Outcome | None:
-        """Return the stored outcome of a job."""
+        """Return the stored outcome of a job; that it was buried is none."""
         held = self._store._objects.get(f"runs/{job}/outcome.json")
-        return None if held is None else Outcome.model_validate_json(held[1])
+        kept = None if held is None else Outcome.model_validate_json(held[1])
+        return None if kept is None or not kept.final else kept
 
     def settled(self, record: Record, ack: AckType) -> None:
         """A record is about to be let go of: what stands for its job now must be durable, and told."""

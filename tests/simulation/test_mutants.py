@@ -47,7 +47,7 @@ def acknowledges_before_the_dead_letter(patch: Patch) -> None:
 
 
 def skips_the_claim(patch: Patch) -> None:
-    patch.setattr(Admission, "_claim", lambda self, attempt: attempt)
+    patch.setattr(Admission, "_claim", lambda self, attempt, above: attempt)
     patch.setattr(Claims, "sure", lambda self, job: True)
     patch.setattr(Claims, "free", lambda self, job, end=None: True)
 

@@ -285,6 +285,15 @@ class TestOthers:
         assert client.outcome(handle.id) == first
         assert all(one.outcome is None for one in client.scan(born(handle.id), job=handle.id))
 
+    def test_a_death_is_no_outcome(self, client: Client, ports: MemoryPorts) -> None:
+        """A redrive may bring one, and a keyed job that is buried may be sent again, mended."""
+        handle = client.submit("inference", PARAMS, key="k")
+        ports.blobs.create(f"runs/{handle.id}/outcome.json", codec.dump(outcome(handle.id, Status.DEAD)))
+        assert client.outcome(handle.id) is None
+        before = len(ports.of("tape.jobs.inference.bulk"))
+        assert client.submit("inference", PARAMS, key="k").id == handle.id
+        assert len(ports.of("tape.jobs.inference.bulk")) == before + 1
+
     def test_an_upload_is_named_by_its_content(self, client: Client, ports: MemoryPorts, tmp_path: Path) -> None:
         path = tmp_path / "rows.JSONL"
         path.write_text('{"a": 1}\n')

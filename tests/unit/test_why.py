@@ -204,6 +204,10 @@ class TestEstimates:
         assert diagnose(queued(events=events)).expected_start == WAIT["until"]
         assert diagnose(queued(events=events, fleet=fleet())).expected_start is None
 
+    def test_what_is_just_being_moved_starts_now(self) -> None:
+        due = event(EventType.RETRYING, 1, failure=failure("TAPE-6001"), until=ago(1))
+        assert diagnose(queued(events=(event(), due))).expected_start == NOW
+
 
 EVENTS = st.builds(
     lambda kind, at, until, code, who: Event(
