@@ -72,6 +72,7 @@ CODES: dict[str, Code] = {
     "TAPE-1013": Code(
         "an endpoint refused the request", _P, "read what it answered, mend the request and submit again"
     ),
+    "TAPE-1014": Code("the data set has errors", _I, "mend the named lines, or leave them out with --fix"),
     "TAPE-2001": Code("the object is not in the store", _P, "check the URI; `tape result JOB` lists a job's artifacts"),
     "TAPE-2002": Code("no such job in the events looked at", _P, "check the id, or widen --since"),
     "TAPE-2003": Code("the file does not exist", _I, "check the path"),
@@ -81,6 +82,7 @@ CODES: dict[str, Code] = {
     ),
     "TAPE-2006": Code("no such redrive", _P, "`tape dead redrive ls` lists them"),
     "TAPE-2007": Code("no such worker", _P, "`tape workers` lists them"),
+    "TAPE-2008": Code("no such name or version is registered", _P, "`tape data ls` and `tape models ls` list them"),
     "TAPE-3001": Code("the object exists already", _P, "it is created once; read it instead", _WARN),
     "TAPE-3002": Code("the object changed meanwhile", _T, "read it again and retry", _WARN),
     "TAPE-3003": Code("the port is in use", _I, "stop what listens there, or choose another port"),
@@ -94,6 +96,7 @@ CODES: dict[str, Code] = {
     "TAPE-3007": Code("the redrive is not in a state for this", _I, "see `tape dead redrive status ID`"),
     "TAPE-3008": Code("another worker runs the job", _T, "nothing to do; this copy waits for its end", Severity.INFO),
     "TAPE-3009": Code("another worker took the job over", _T, "nothing to do; its outcome is the one kept", _WARN),
+    "TAPE-3010": Code("an alias points to this version", _P, "move the alias first"),
     "TAPE-4001": Code("the broker refused the credentials", _D, "check TAPE_KAFKA_USERNAME, _PASSWORD and _CA", _CRIT),
     "TAPE-4002": Code("the store refused the credentials", _D, "check TAPE_STORE_ACCESS_KEY and _SECRET_KEY", _CRIT),
     "TAPE-4003": Code("the operation is not allowed", _P, "ask for the missing permission", _CRIT),
