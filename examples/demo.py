@@ -122,15 +122,15 @@ def _services(settings: Settings) -> Iterator[Settings]:
 
 def _sample(client: Client, settings: Settings, given: str | None) -> Sample:
     """Put the rows into the store: the bundled headlines, or yours split into two."""
-    from workers.llm import data
+    from wire.rows import load, splits
 
     folder = HERE / "headlines"
     if given is None:
-        parts = {name: data.load(folder / f"{name}.jsonl") for name in ("train", "valid", "test")}
+        parts = {name: load(folder / f"{name}.jsonl") for name in ("train", "valid", "test")}
         title = "financial headlines and their sentiment (examples/headlines)"
         files = {name: folder / f"{name}.jsonl" for name in parts}
     else:
-        split = data.splits(Path(given).expanduser(), test=40, valid=0, limit=400)
+        split = splits(Path(given).expanduser(), test=40, valid=0, limit=400)
         parts = {"train": split["train"], "test": split["test"][:40]}
         title = given
         files = {name: _written(settings.home / "demo" / f"{name}.jsonl", rows) for name, rows in parts.items()}
@@ -172,13 +172,13 @@ def _smollm2(sample: Sample) -> Model:
 
 def _tiny(settings: Settings, store: Blobs, sample: Sample) -> Model:
     """A GPT-2 of one million parameters, made from the sample's own text and registered in the store."""
-    from workers.llm import data
+    from wire.rows import load
     from workers.llm.bases import tiny
 
     path = settings.home / "demo" / "tiny.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     store.fetch(sample.train.removeprefix("blob:"), path)
-    texts = [f"{row.prompt} {row.completion}" for row in data.load(path)]
+    texts = [f"{row.prompt} {row.completion}" for row in load(path)]
     OUT.print("[dim]… making the tiny model (about 10 s the first time)[/dim]")
     folder = tiny(settings.cache, texts, threads=2)
     artifact = publish(store, folder, job="demo", kind="model", name="tiny")

@@ -39,6 +39,7 @@ from schemas.job import PARAMS
 from schemas.model import Strict
 from schemas.outcome import Outcome, outcome_name
 from schemas.topics import Names
+from wire import datasets
 from wire.settings import Settings
 from wire.telemetry import inject
 
@@ -177,6 +178,13 @@ class Client:
     def upload(self, path: str | Path) -> str:
         """Put a local file into the store and return its `blob:` reference; uploading it again sends nothing."""
         return uploads.upload(self._ports.blobs, Path(path))
+
+    def pin(self, reference: str, *, part: str) -> str:
+        """Return the reference to the very rows that `dataset:NAME` means now; `part` counts where it names none.
+
+        Raises `NotFoundError` (TAPE-2008) for what is not registered.
+        """
+        return datasets.pinned(*datasets.find(self._ports.blobs, reference, part=part))
 
     def outcome(self, job: str) -> Outcome | None:
         """Return the outcome that the store keeps of a job; None when there is none (yet): a redrive may bring one."""

@@ -43,7 +43,7 @@ class Job(Open):
 
 
 Ref = Annotated[str, Field(min_length=1, max_length=2048)]
-"""Where something is: `blob:NAME` or `artifact:NAME` in the store, `builtin:NAME`, or `file:PATH` on the worker."""
+"""Where something is: `blob:`, `artifact:` or `dataset:` in the store, `builtin:NAME`, or `file:PATH` on the worker."""
 
 
 class Lora(Strict):

@@ -2,6 +2,7 @@
 
 blob:NAME       an object in the store, e.g. a data set the client uploaded
 artifact:NAME   a manifest in the store, e.g. the adapter that a training made
+dataset:NAME    a part of a registered data set: NAME, NAME@VERSION, NAME@ALIAS, each with #PART
 builtin:NAME    a base model that Tickertape can make on the spot
 file:PATH       a path on the worker's own machine
 
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from schemas.artifact import Artifact
 from schemas.errors import InvalidError, NotFoundError
+from wire import datasets
 from wire.blobs import Blobs
 from wire.blobs.manifest import materialise
 from workers.context import Context
@@ -46,14 +48,32 @@ def resolve(ref: str, context: Context, *, field: str) -> Path:
         return _blob(rest, context.store, cache)
     if scheme == "artifact":
         return _artifact(rest, context.store, cache)
+    if scheme == "dataset":
+        return rows(ref, context, part="test")[1]
     if scheme == "builtin" and rest in BUILTIN:
         from workers.llm.bases import smollm2
 
         return context.call(MODELS, lambda: smollm2(cache))
     raise InvalidError(
         f"{ref!r} is not a reference", field=field,
-        hint=f"use blob:NAME, artifact:NAME, file:PATH or builtin:{' | builtin:'.join(BUILTIN)}",
+        hint=f"use blob:NAME, artifact:NAME, dataset:NAME, file:PATH or builtin:{' | builtin:'.join(BUILTIN)}",
     )  # fmt: skip
+
+
+def rows(ref: str, context: Context, *, part: str) -> tuple[str, Path]:
+    """Return what pins the rows that `ref` names, and their local path; of a data set that names no part, `part`.
+
+    Raises what `resolve` raises, and `NotFoundError` (TAPE-2008) for a data set that is not registered.
+    """
+    if not ref.startswith(datasets.SCHEME):
+        return ref, resolve(ref, context, field="validation" if part == "validation" else "data")
+    version, named = datasets.find(context.store, ref, part=part)
+    return datasets.pinned(version, named), datasets.fetch(context.store, version.parts[named], context.cache)
+
+
+def recipe_for(ref: str, asked: str | None) -> str:
+    """Return how the rows that `ref` names are read: those of a registered data set have one shape already."""
+    return "auto" if asked is None or ref.startswith(datasets.SCHEME) else asked
 
 
 def _artifact(address: str, store: Blobs, cache: Path) -> Path:

@@ -18,6 +18,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from wire.rows import load
 from workers.llm import data
 
 IGNORED = -100
@@ -57,7 +58,7 @@ def main() -> None:
     module = AutoModelForCausalLM.from_pretrained(given["base"], dtype=torch.float32)
     module.config.use_cache = False
     # The rows are read and encoded as the job does it, so that both train on the same tokens.
-    rows = [data.encode(row, tokenizer, given["max_length"]) for row in data.load(Path(given["data"]))]
+    rows = [data.encode(row, tokenizer, given["max_length"]) for row in load(Path(given["data"]))]
     targets = given["targets"]
     config = LoraConfig(
         r=8, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM", fan_in_fan_out="c_attn" in targets

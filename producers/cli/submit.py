@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from producers.client import Client
     from producers.request import Request
 
-SCHEMES = ("blob:", "artifact:", "builtin:", "file:")
+SCHEMES = ("blob:", "artifact:", "builtin:", "file:", "dataset:")
 
 
 def add(app: typer.Typer) -> None:
@@ -69,7 +69,7 @@ def submit(
     files = {name: text for name, text in (("data", given.data), ("validation", given.validation)) if text is not None}
     limit = duration(wait_timeout, "--wait-timeout").total_seconds() if wait_timeout else None
     with shell.client() as client:
-        found |= {name: _reference(shell, client, text, dry_run) for name, text in files.items()}
+        found |= {name: _reference(shell, client, text, dry_run, _part(kind, name)) for name, text in files.items()}
         request = Request(kind, found, **options)
         if dry_run:
             _show(shell, client, request)
@@ -85,7 +85,17 @@ def submit(
         shell.output.next(f"tape watch {handle.id}", f"tape result {handle.id} --wait")
 
 
-def _reference(shell: Shell, client: Client, text: str, dry_run: bool) -> str:
+def _part(kind: str, name: str) -> str:
+    """Which part of a data set is meant where a reference names none."""
+    return "validation" if name == "validation" else "train" if kind == "training" else "test"
+
+
+def _reference(shell: Shell, client: Client, text: str, dry_run: bool, part: str) -> str:
+    if text.startswith("dataset:"):
+        pinned = client.pin(text, part=part)
+        if pinned != text:
+            shell.output.note(f"{text} is {pinned}")
+        return pinned
     if text.startswith(SCHEMES):
         return text
     if dry_run:

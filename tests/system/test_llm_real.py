@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import SetupError
-from workers.llm import bases, data, score, train
+from wire.rows import load
+from workers.llm import bases, score, train
 from workers.llm import model as models
 from workers.llm.generate import Sampling, choices, generate
 
@@ -44,14 +45,14 @@ def test_the_converted_model_is_whole_and_sane(base: Path) -> None:
 
 def test_greedy_batches_equal_single_answers(base: Path) -> None:
     model = models.load(base, threads=2)
-    prompts = [row.prompt for row in data.load(SAMPLE / "qa.jsonl", limit=6)]
+    prompts = [row.prompt for row in load(SAMPLE / "qa.jsonl", limit=6)]
     together = generate(model, prompts, Sampling(8), batch_size=6)
     assert together == generate(model, prompts, Sampling(8), batch_size=1)
 
 
 def test_a_few_steps_gain_on_held_out_headlines(base: Path, tmp_path: Path) -> None:
-    rows = data.load(SAMPLE / "train.jsonl")
-    held = data.load(SAMPLE / "test.jsonl", limit=60)
+    rows = load(SAMPLE / "train.jsonl")
+    held = load(SAMPLE / "test.jsonl", limit=60)
     params = train.TrainParams(steps=30, lr=5e-4, rank=16, alpha=32, warmup=0.1, max_length=128, threads=2)
     train.train(params, base=base, rows=rows, out=tmp_path)
     runs = []
@@ -68,7 +69,7 @@ def test_another_process_makes_the_same_adapter(tmp_path: Path) -> None:
     if find_spec("torch") is None:
         pytest.skip("the llm extra is not installed")
     code = (
-        "import sys; from pathlib import Path; from workers.llm import bases, train; from workers.llm.data import Row\n"
+        "import sys; from pathlib import Path; from workers.llm import bases, train; from schemas.row import Row\n"
         "out = Path(sys.argv[1]); texts = [f'profit rises {n}' for n in range(20)]\n"
         "base = bases.tiny(out, texts, steps=5, threads=1)\n"
         "rows = [Row(text, 'good', text) for text in texts]\n"

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from schemas.errors import InvalidError, JobError
+from schemas.row import Row
 from workers.llm import generate as generation
 from workers.llm import model as models
 from workers.llm import score
 from workers.llm.bases import tiny
-from workers.llm.data import Row
 from workers.llm.generate import Sampling, choices, generate
 from workers.llm.model import Model
 

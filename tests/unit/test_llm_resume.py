@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from train_rig import ROWS, files
 
 from schemas.errors import JobError
+from schemas.row import Row
 from wire.blobs.memory import Memory
 from workers.checkpoint import Checkpoints, found_of
 from workers.llm import model as models
 from workers.llm import resume
-from workers.llm.data import Row
 from workers.llm.score import perplexity
 from workers.llm.train import TrainParams, TrainResult, train
 from workers.llm.watch import Trend

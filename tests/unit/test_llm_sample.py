@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from workers.llm import data
-from workers.llm.data import Row
+from schemas.row import Row
+from wire.rows import load
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "headlines"
 LABELS = {"positive", "negative", "neutral"}
@@ -20,7 +20,7 @@ SIZES = {"train": 240, "valid": 24, "test": 120}
 @pytest.fixture(scope="module")
 def parts() -> dict[str, list[Row]]:
     """The rows of every split."""
-    return {name: data.load(SAMPLE / f"{name}.jsonl") for name in SIZES}
+    return {name: load(SAMPLE / f"{name}.jsonl") for name in SIZES}
 
 
 def headline(row: Row) -> str:
@@ -60,7 +60,7 @@ def test_the_companies_of_the_test_are_unknown_to_train(parts: dict[str, list[Ro
 
 
 def test_answers_stand_in_their_passages() -> None:
-    rows = data.load(SAMPLE / "qa.jsonl")
+    rows = load(SAMPLE / "qa.jsonl")
     assert len(rows) == 40
     for row in rows:
         passage = str(row.prompt).split("\nQuestion:")[0]

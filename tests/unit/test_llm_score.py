@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import InvalidError
+from schemas.row import Row
 from workers.llm import score
-from workers.llm.data import Row
 from workers.llm.score import Item
 
 

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from train_rig import ROWS, files
 
 from schemas.errors import InvalidError, JobError
+from schemas.row import Row
 from workers.llm import model as models
 from workers.llm import train as training
-from workers.llm.data import Row
 from workers.llm.generate import choices
 from workers.llm.score import perplexity
 from workers.llm.train import TrainParams, train

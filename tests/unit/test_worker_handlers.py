@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pytest
 from schemas.artifact import Artifact
 from schemas.job import Evaluation, Inference, Training
 from schemas.outcome import Cancelled, Failed, Succeeded, Verdict
+from wire import datasets
 from wire.blobs.manifest import materialise, read_manifest
 from wire.blobs.memory import Memory
+from wire.rows.check import Check
 from workers.context import CancelledByRequest, Context
 from workers.handlers import models
 from workers.handlers.evaluation import evaluation
@@ -113,6 +116,33 @@ def test_evaluation_measures_the_adapter_beside_its_base(
     manifest = read_manifest(store, verdict.artifacts[0])
     assert {file.path for file in manifest.files} == {"report.json", *(f"{name}.jsonl" for name in names)}
     assert verdict.usage.prompt_tokens > 0
+
+
+def test_a_registered_set_is_trained_on_and_named_for_ever(
+    make: Make, blank: Path, store: Memory, tmp_path: Path
+) -> None:
+    """The newest version is meant; what was trained on is in the result, whatever is registered later."""
+    parts = {"train": ROWS[:4], "validation": ROWS[4:6], "test": ROWS[6:]}
+    with Check(tmp_path) as check:
+        for part, rows in parts.items():
+            (tmp_path / f"{part}.in").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            check.take(part, tmp_path / f"{part}.in")
+        report = check.finish()
+        now = datetime(2030, 1, 2, tzinfo=UTC)
+        version = datasets.register(store, "moods", report, recipe="prompt", by="me", now=now)
+    params = Training(
+        base=f"file:{blank}", data="dataset:moods", validation="dataset:moods", recipe="finlora", steps=2, batch_size=2,
+        threads=1, max_length=32,
+    )  # fmt: skip
+    done = succeeded(call(training, make("training"), params))
+    pinned = f"dataset:moods@{version.version}"
+    assert (done.result["data"], done.result["validation"]) == (f"{pinned}#train", f"{pinned}#validation")
+    assert done.result["rows"] == 4
+    measured = Evaluation(model=f"file:{blank}", data="dataset:moods", metrics=["perplexity"], max_length=32, threads=1)
+    assert succeeded(call(evaluation, make("evaluation"), measured)).result["n"] == len(ROWS[6:])
+    lost = call(training, make("training"), params.model_copy(update={"data": "dataset:moods#nothing"}))
+    assert isinstance(lost, Failed)
+    assert (lost.failure.code, lost.failure.hint) == ("TAPE-2008", "it has train, validation, test")
 
 
 def test_perplexity_alone_keeps_no_items(make: Make, blank: Path, store: Memory) -> None:

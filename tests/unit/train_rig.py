@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from schemas.row import Row
 from workers.llm import model as models
-from workers.llm.data import Row
 
 WORDS = {"rises": "good", "falls": "bad", "soars": "good", "sinks": "bad"}
 ROWS = [

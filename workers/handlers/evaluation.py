@@ -12,20 +12,21 @@ from schemas.outcome import Succeeded, Usage, Verdict
 from workers.context import Context
 from workers.handlers.models import model_for, probe
 from workers.kinds import kind
-from workers.refs import MODELS, resolve
+from workers.refs import MODELS, recipe_for, resolve
 
 if TYPE_CHECKING:
-    from workers.llm.data import Row
+    from schemas.row import Row
     from workers.llm.score import Item
 
 
 @kind("evaluation", params=Evaluation, max_attempts=3, needs=(MODELS,), probe=probe)
 def evaluation(context: Context, params: Evaluation) -> Verdict:
     """Measure. The result holds the numbers with their counts; the artifact holds every item."""
-    from workers.llm import data, score
+    from wire.rows import load
+    from workers.llm import score
 
     path = resolve(params.data, context, field="data")
-    rows = data.load(path, recipe=params.recipe or "auto", limit=params.limit)
+    rows = load(path, recipe=recipe_for(params.data, params.recipe), limit=params.limit)
     names: dict[str, str | None] = {"model": None}
     if params.adapter:
         names = {"base": None, "adapter": params.adapter} if params.baseline else {"adapter": params.adapter}

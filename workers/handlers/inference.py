@@ -9,20 +9,21 @@ from schemas.outcome import Succeeded, Usage, Verdict
 from workers.context import Context
 from workers.handlers.models import model_for, probe
 from workers.kinds import kind
-from workers.refs import MODELS, resolve
+from workers.refs import MODELS, recipe_for, resolve
 
 
 @kind("inference", params=Inference, max_attempts=3, needs=(MODELS,), probe=probe)
 def inference(context: Context, params: Inference) -> Verdict:
     """Generate. A single answer is in the result; those of a file are an artifact, one line a row, in its order."""
-    from workers.llm import data
+    from schemas.row import Prompt
+    from wire.rows import load
     from workers.llm.generate import Sampling, generate
 
     ids: list[str] = []
-    prompts: list[data.Prompt] = []
+    prompts: list[Prompt] = []
     if params.data is not None:
         path = resolve(params.data, context, field="data")
-        rows = data.load(path, recipe=params.recipe or "auto", need="prompt", limit=params.limit)
+        rows = load(path, recipe=recipe_for(params.data, params.recipe), need="prompt", limit=params.limit)
         ids, prompts = [row.id for row in rows], [row.prompt for row in rows]
     elif params.messages is not None:
         prompts = [tuple({"role": turn.role, "content": turn.content} for turn in params.messages)]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from schemas.job import Training
 from schemas.outcome import Cancelled, Succeeded, Usage, Verdict
+from workers import refs
 from workers.context import Context
 from workers.handlers.models import probe
 from workers.kinds import kind
-from workers.refs import MODELS, resolve
+from workers.refs import MODELS, recipe_for, resolve
 
 
 @kind("training", params=Training, max_attempts=3, needs=(MODELS,), probe=probe)
@@ -17,15 +18,15 @@ def training(context: Context, params: Training) -> Verdict:
     Checkpoints go to the store meanwhile: whoever takes the job up after a death, a drain or a failure goes on from the
     last, and an attempt that kept one is not spent.
     """
-    from workers.llm import data, train
+    from wire.rows import load
+    from workers.llm import train
 
-    recipe = params.recipe or "auto"
-    path = resolve(params.data, context, field="data")
-    rows = data.load(path, recipe=recipe, limit=params.limit)
-    valid = []
+    data, path = refs.rows(params.data, context, part="train")
+    rows = load(path, recipe=recipe_for(params.data, params.recipe), limit=params.limit)
+    valid, held = [], None
     if params.validation:
-        held = resolve(params.validation, context, field="validation")
-        valid = data.load(held, recipe=recipe)
+        held, path = refs.rows(params.validation, context, part="validation")
+        valid = load(path, recipe=recipe_for(params.validation, params.recipe))
     base = resolve(params.base, context, field="base")
     context.check()
     context.progress(step="train", rows=len(rows), validation_rows=len(valid))
@@ -39,7 +40,7 @@ def training(context: Context, params: Training) -> Verdict:
         return Cancelled()
     context.check()
     result = {
-        "base": params.base, "base_sha256": done.base, "data": params.data, "method": params.method,
+        "base": params.base, "base_sha256": done.base, "data": data, "validation": held, "method": params.method,
         "rows": done.rows, "rows_cut": done.cut, "steps": done.steps, "first_loss": done.first_loss, "loss": done.loss,
         "validation_loss": done.valid_loss, "trainable": done.trainable, "parameters": done.parameters,
         "seconds": done.seconds, "best_step": done.best_step, "resumed_from": done.resumed, "exact": done.exact,

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import JobError, SetupError, TapeError
+from schemas.row import Row
 from workers.failures import classify
 from workers.llm import model as models
-from workers.llm.data import Row
 from workers.llm.generate import Sampling, generate
 from workers.llm.score import perplexity
 from workers.llm.train import TrainParams, train

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from schemas.errors import InvalidError, JobError
+from schemas.row import Prompt
 from workers.failures import classify
-from workers.llm.data import Prompt, joint, render
+from workers.llm.data import joint, render
 from workers.llm.model import Model
 
 if TYPE_CHECKING:

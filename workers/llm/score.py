@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from schemas.errors import InvalidError, JobError
+from schemas.row import Row
 from workers.failures import classify
-from workers.llm.data import IGNORED, Encoded, Row, encode
+from workers.llm.data import IGNORED, Encoded, encode
 
 if TYPE_CHECKING:
     from workers.llm.model import Model

@@ -21,10 +21,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.errors import InvalidError
+from schemas.row import Row
 from workers.failures import classify
 from workers.llm import model as models
 from workers.llm import resume
-from workers.llm.data import Encoded, Row, encode
+from workers.llm.data import Encoded, encode
 from workers.llm.watch import Collate, Progress, Watch, Work, callback
 
 CONFIG = "train.json"

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import JobError
+from schemas.row import Row
 from workers.llm import resume
-from workers.llm.data import IGNORED, Encoded, Row
+from workers.llm.data import IGNORED, Encoded
 
 LOSS = "valid_loss"
 Progress = Callable[[dict[str, Any]], None]
