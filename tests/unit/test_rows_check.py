@@ -76,7 +76,7 @@ CASES: dict[str, tuple[str, bytes, int, str, str]] = {
     "answer": ("a.jsonl", lines(GOOD, {"prompt": "a"}), 2, "completion",
                "the row asks and gives no answer to learn from or to compare with"),
     "long": ("a.jsonl", lines(GOOD, {"text": "a" * 300}), 2, "line",
-             "the row has 323 characters, and 200 are allowed"),
+             "the row has 300 characters, and 200 are allowed"),
     "conflict": ("a.jsonl", lines(GOOD, GOOD | {"completion": "5"}), 1, "completion",
                  "what is asked here has 2 different answers"),
     "duplicate": ("a.jsonl", lines(GOOD, GOOD | {"id": "other"}), 2, "line", "the row is that of line 1 again"),

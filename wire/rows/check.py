@@ -14,7 +14,7 @@ import hashlib
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -117,21 +117,23 @@ class Check:
         part, index = Part(name, path, self._folder / f"{name}.jsonl"), len(self._parts)
         self._parts.append(part)
         seen: list[tuple[int, ...]] = []
-        with part.rows.open("w", encoding="utf-8") as out:
+        with part.rows.open("wb") as out:
             for line, found in found_in(path, self._recipe):
                 if isinstance(found, Bad):
                     part.whole = part.whole and not found.last
                     self._unread[found.rule] += 1
                     self._tell(found.rule, part, line, found.name, found.problem)
                     continue
-                text = self._text(part, found)
-                if text is None:
+                try:
+                    out.write(self._written(part, found))
+                except UnicodeEncodeError:
                     self._unread[Rule.ENCODING] += 1
+                    told = "the row holds half of a character (a lone surrogate)"
+                    self._tell(Rule.ENCODING, part, line, "line", told)
                     continue
-                out.write(text + "\n")
-                seen.append((index, part.count, line, *_hashes(text)))
-                if len(text) > self._longest:
-                    told = f"the row has {len(text):,} characters, and {self._longest:,} are allowed"
+                seen.append((index, part.count, line, *_hashes(found)))
+                if (length := _length(found)) > self._longest:
+                    told = f"the row has {length:,} characters, and {self._longest:,} are allowed"
                     self._tell(Rule.LONG, part, line, "line", told)
                     self._base.execute("INSERT INTO gone VALUES (?, ?, ?)", (index, part.count, Rule.LONG))
                 part.count += 1
@@ -164,7 +166,7 @@ class Check:
         for index, part in enumerate(self._parts):
             gone = self._base.execute(asked, (index,))
             following, clean = gone.fetchone(), part.rows.with_suffix(".clean")
-            with part.rows.open(encoding="utf-8") as before, clean.open("w", encoding="utf-8") as after:
+            with part.rows.open("rb") as before, clean.open("wb") as after:
                 for number, text in enumerate(before):
                     if following is not None and following[0] == number:
                         left[Rule(following[1])] += 1
@@ -175,24 +177,19 @@ class Check:
             clean.replace(part.rows)
         return left
 
-    def _text(self, part: Part, row: Row) -> str | None:
-        """Return a row in its one shape, None for what no file can hold; tell what looks personal in it."""
+    def _written(self, part: Part, row: Row) -> bytes:
+        """Return a row in its one shape; tell what looks personal in it. Raises `UnicodeEncodeError`."""
         plain = row.plain()
-        text = json.dumps(plain, ensure_ascii=False)
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            self._tell(Rule.ENCODING, part, row.line, "line", "the row holds half of a character (a lone surrogate)")
-            return None
-        for kind, words in dict(personal(text)).items():
+        data = (json.dumps(plain, ensure_ascii=False) + "\n").encode()
+        for kind, words in {kind: words for text in _texts(row) for kind, words in personal(text)}.items():
             self._tell(Rule.PERSONAL, part, row.line, kind, f"this looks like somebody's {kind}: {_hidden(words)}")
-        if self._mask:
-            text = json.dumps(_masked(plain), ensure_ascii=False)
+            if self._mask:
+                data = (json.dumps(_masked(plain), ensure_ascii=False) + "\n").encode()
         if part.labels is not None:
             part.labels[row.completion.strip()] += 1
             if len(part.labels) > LABELS or len(row.completion) > LABEL:
                 part.labels = None
-        return text
+        return data
 
     def _keep(self, seen: list[tuple[int, ...]]) -> None:
         self._base.execute("BEGIN")
@@ -223,14 +220,30 @@ class Check:
         self._told.write(found.model_dump_json() + "\n")
 
 
-def _hashes(text: str) -> Iterable[int]:
+def _texts(row: Row) -> Iterator[str]:
+    """Yield everything that is read of a row."""
+    if isinstance(row.prompt, str):
+        yield row.prompt
+    else:
+        yield from (message["content"] for message in row.prompt)
+    yield row.completion
+
+
+def _length(row: Row) -> int:
+    return sum(map(len, _texts(row)))
+
+
+def _hashes(row: Row) -> tuple[int, int]:
     """Return what tells a row from all others, and what tells its question from all others; ids do not count."""
-    row = json.loads(text)
-    asked = row.get("prompt") or row.get("messages", [])[:-1] or row.get("text")
-    answer = row.get("completion") or row.get("messages", [{}])[-1]
-    for what in ([asked, answer], asked):
-        data = json.dumps(what, sort_keys=True).encode()
-        yield int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), signed=True)
+    asked = row.prompt if isinstance(row.prompt, str) else json.dumps(row.prompt)
+    question = hashlib.blake2b((asked or row.completion).encode(), digest_size=8)
+    whole = question.copy()
+    whole.update(b"\0" + row.completion.encode())
+    return _number(whole.digest()), _number(question.digest())
+
+
+def _number(digest: bytes) -> int:
+    return int.from_bytes(digest, signed=True)
 
 
 def _masked(value: Any) -> Any:
