@@ -15,6 +15,9 @@ from schemas.version import Version, VersionId
 
 TOP: Final = "models"
 """Where the registry of models lies in the store."""
+SCHEME: Final = "model:"
+PIN: Final = "@sha256:"
+"""What pins a reference to one content: `blob:NAME@sha256:HASH`."""
 
 
 class ModelVersion(Version):
@@ -47,3 +50,9 @@ def version_of(files: Iterable[ArtifactFile]) -> VersionId:
     """Return the version that these files are: 16 digits of a SHA-256 over their paths and hashes, and nothing else."""
     listed = sorted((file.path, file.sha256) for file in files)
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]
+
+
+def label(ref: str) -> str:
+    """Return what people call a reference: without the folder of a machine, and without the hash that pins it."""
+    scheme, colon, rest = ref.partition(PIN)[0].partition(":")
+    return rest.rsplit("/", 1)[-1] if scheme == "file" else f"{scheme}{colon}{rest}"
