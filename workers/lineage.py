@@ -104,7 +104,7 @@ def register(
             seed=params.seed,
             job=context.job,
             attempt=context.attempt,
-            metrics={key: value for key, value in result.items() if isinstance(value, int | float)},
+            metrics={key: value for key, value in result.items() if type(value) in (int, float)},
             versions=_software() | resume.versions(),
             commit=commit(),
             processor=resume.processor(),

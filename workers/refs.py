@@ -32,7 +32,7 @@ BUILTIN = ("smollm2",)
 def resolve(ref: str, context: Context, *, field: str) -> Path:
     """Return the local path of what `ref` names, fetched and verified.
 
-    Raises `InvalidError` (TAPE-1002) for another scheme, `NotFoundError` for what is not there (TAPE-2001, TAPE-2003) or
+    Raises `InvalidError` (TAPE-1002) for another scheme, `NotFoundError` for what is not there (TAPE-2001, 2003) or
     not registered (TAPE-2008), `JobError` (TAPE-6007) for bytes that are not what they should be, and what
     `Context.call` raises.
     """
