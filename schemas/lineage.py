@@ -42,7 +42,7 @@ class ModelVersion(Version):
     metrics: dict[str, Any]
     versions: dict[str, str] = Field(description="of Python, Tickertape and the libraries that decide about bytes")
     commit: str | None = Field(default=None, description="of Tickertape's code, where it runs from a checkout")
-    processor: str = ""
+    processor: str = Field(default="", description="what it was computed on: the accelerator, and the processor")
     exact: bool = Field(description="whether its bytes are those of a run that nobody disturbed")
 
 

@@ -107,7 +107,7 @@ def register(
             metrics={key: value for key, value in result.items() if type(value) in (int, float)},
             versions=_software() | resume.versions(),
             commit=commit(),
-            processor=resume.processor(),
+            processor=resume.hardware(),
             exact=result["exact"],
         )
     )

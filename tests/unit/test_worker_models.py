@@ -25,6 +25,7 @@ from workers.handlers.inference import inference
 from workers.handlers.models import model_for
 from workers.handlers.training import training
 from workers.llm import model as models
+from workers.llm import resume
 from workers.refs import resolve
 from workers.runner import call
 
@@ -96,7 +97,7 @@ def test_the_version_says_all_that_it_was_made_of(bench: Bench, version: ModelVe
     assert (version.settings["threads"], version.settings["rank"]) == (1, 8), "as it was done"
     assert version.metrics["loss"] == trained.result["loss"]
     assert {"python", "tickertape", "torch", "transformers", "peft"} <= set(version.versions)
-    assert version.processor
+    assert version.processor == resume.hardware()
     commit = lineage.commit()
     assert version.commit == commit
     assert commit is None or len(commit.removesuffix("-dirty")) == 40
@@ -237,6 +238,14 @@ def test_a_blob_that_was_pinned_is_what_it_was_or_an_error(bench: Bench, tmp_pat
 ])  # fmt: skip
 def test_what_a_card_calls_a_reference(ref: str, wanted: str) -> None:
     assert label(ref) == wanted
+
+
+def test_an_accelerator_is_named_before_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    assert resume.hardware() == f"NVIDIA H200, {resume.processor()}"
 
 
 def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
