@@ -54,7 +54,7 @@ def every(registry: Registry[ModelVersion]) -> tuple[list[ModelVersion], list[Ta
         try:
             versions += registry.versions(name)
         except (JobError, InvalidError) as error:
-            errors.append(type(error)(error.message, code=error.code, hint=error.hint, **{"model": name} | error.place))
+            errors.append(error)
     return versions, errors
 
 

@@ -384,7 +384,7 @@ class TestVerify:
         stock.blobs.put(f"models/mood/versions/{'0' * 16}.json", b"{}")
         found = tape("models", "verify", "--all")
         assert (found.code, [row["version"] for row in found.rows]) == (Exit.FAILURE, [well.version])
-        assert "model=mood" in found.err
+        assert f"name=models/mood/versions/{'0' * 16}.json" in found.err
         assert "0 broken files, 1 models that cannot be read" in found.err
 
     @pytest.mark.parametrize("argv", [(), ("mood", "--all")])

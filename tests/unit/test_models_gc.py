@@ -164,8 +164,9 @@ def test_a_version_that_is_broken_already_goes_and_what_it_named_stays(tape: Tap
 def test_nothing_goes_while_a_version_cannot_be_read(stock: Stock) -> None:
     stock.put(b"1")
     stock.blobs.put(f"models/mood/versions/{'0' * 16}.json", b"{}")
-    with pytest.raises(InvalidError):
+    with pytest.raises(InvalidError) as told:
         plan(Shelf(stock.blobs), keep=0)
+    assert told.value.place["name"] == f"models/mood/versions/{'0' * 16}.json"
 
 
 @settings(max_examples=60)
