@@ -18,6 +18,7 @@ from schemas.dead import DeadLetter, Fate
 from schemas.errors import NotFoundError
 from schemas.event import Event
 from schemas.job import PARAMS, Job
+from schemas.lineage import ModelVersion
 from schemas.outcome import Failure, Outcome
 from schemas.quota import Tally
 from schemas.recur import Fired, Recurring
@@ -44,6 +45,7 @@ MESSAGES: dict[str, type[BaseModel]] = {
     "fired": Fired,
     "claim": Claim,
     "tally": Tally,
+    "modelversion": ModelVersion,
 }
 """Every message by the name of its schema file."""
 

@@ -43,7 +43,8 @@ class Job(Open):
 
 
 Ref = Annotated[str, Field(min_length=1, max_length=2048)]
-"""Where something is: `blob:`, `artifact:` or `dataset:` in the store, `builtin:NAME`, or `file:PATH` on the worker."""
+"""Where something is: `blob:NAME`, `artifact:NAME`, `dataset:NAME` or `model:NAME` in the store (the last two also with
+`@ALIAS` or `@VERSION`), `builtin:NAME`, or `file:PATH` on the worker."""
 
 
 class Lora(Strict):
@@ -82,6 +83,9 @@ class Training(Strict):
     )
     patience: int | None = Field(
         default=None, ge=1, description="validations without a better one until it ends early, with the best weights"
+    )
+    publish_as: Name | None = Field(
+        default=None, description="the name under which the result is registered as a version of a model"
     )
 
     @model_validator(mode="after")

@@ -37,7 +37,7 @@ class Registry(Generic[V]):
         try:
             self._blobs.create(place, dump(version))
         except ConflictError:
-            return parse(self._model, self._blobs.read(place))
+            return self._parse(place)
         return version
 
     def names(self) -> list[str]:
@@ -49,7 +49,7 @@ class Registry(Generic[V]):
     def versions(self, name: str) -> list[V]:
         """Return the versions of a name, the newest last. Raises `NotFoundError` (TAPE-2008) where there is none."""
         folder = f"{self._top}/{checked(name)}/versions/"
-        found = [parse(self._model, self._blobs.read(blob.name)) for blob in self._blobs.list(folder)]
+        found = [self._parse(blob.name) for blob in self._blobs.list(folder)]
         if not found:
             known = ", ".join(self.names()[:8]) or "none"
             raise NotFoundError(
@@ -68,7 +68,7 @@ class Registry(Generic[V]):
         pointed = self.aliases(name).aliases.get(which, which)
         if re.fullmatch(r"[0-9a-f]{16}", pointed):
             try:
-                return parse(self._model, self._blobs.read(self._place(checked(name), pointed)))
+                return self._parse(self._place(checked(name), pointed))
             except NotFoundError:
                 pass
         versions = self.versions(name)
@@ -130,6 +130,9 @@ class Registry(Generic[V]):
                 return parse(Aliases, reader.read()), reader.blob.etag
         except NotFoundError:
             return Aliases(), None
+
+    def _parse(self, place: str) -> V:
+        return parse(self._model, self._blobs.read(place), name=place)
 
     def _place(self, name: str, version: str) -> str:
         return f"{self._top}/{name}/versions/{version}.json"

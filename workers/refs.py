@@ -3,8 +3,11 @@
 blob:NAME       an object in the store, e.g. a data set the client uploaded
 artifact:NAME   a manifest in the store, e.g. the adapter that a training made
 dataset:NAME    a part of a registered data set: NAME, NAME@VERSION, NAME@ALIAS, each with #PART
+model:NAME      a registered model, its newest version; model:NAME@ALIAS and model:NAME@VERSION too
 builtin:NAME    a base model that Tickertape can make on the spot
 file:PATH       a path on the worker's own machine
+
+An object that must be what it was is blob:NAME@sha256:HASH, an artifact artifact:NAME@sha256:HASH.
 
 The store has its own breaker. What comes from elsewhere (a mounted folder, a package that is unpacked) is the
 dependency `models`: the kinds that load models need it.
@@ -16,11 +19,13 @@ import hashlib
 from pathlib import Path
 
 from schemas.artifact import Artifact
-from schemas.errors import InvalidError, NotFoundError
+from schemas.errors import InvalidError, JobError, NotFoundError
+from schemas.lineage import PIN
 from wire import datasets
 from wire.blobs import Blobs
 from wire.blobs.manifest import materialise
 from workers.context import Context
+from workers.lineage import found
 
 MODELS = "models"
 BUILTIN = ("smollm2",)
@@ -29,8 +34,9 @@ BUILTIN = ("smollm2",)
 def resolve(ref: str, context: Context, *, field: str) -> Path:
     """Return the local path of what `ref` names, fetched and verified.
 
-    Raises `InvalidError` (TAPE-1002) for another scheme, `NotFoundError` (TAPE-2001, TAPE-2003) for what is not there,
-    `JobError` (TAPE-6007) for bytes that are not what they should be, and what `Context.call` raises.
+    Raises `InvalidError` (TAPE-1002) for another scheme, `NotFoundError` for what is not there (TAPE-2001, 2003) or
+    not registered (TAPE-2008), `JobError` (TAPE-6007) for bytes that are not what they should be, and what
+    `Context.call` raises.
     """
     cache = context.cache
     scheme, colon, rest = ref.partition(":")
@@ -48,27 +54,19 @@ def resolve(ref: str, context: Context, *, field: str) -> Path:
         return _blob(rest, context.store, cache)
     if scheme == "artifact":
         return _artifact(rest, context.store, cache)
+    if scheme == "model":
+        return _model(ref, context, field)
     if scheme == "dataset":
-        return rows(ref, context, part="test")[1]
+        version, part = datasets.find(context.store, ref, part="test")
+        return datasets.fetch(context.store, version.parts[part], cache)
     if scheme == "builtin" and rest in BUILTIN:
         from workers.llm.bases import smollm2
 
         return context.call(MODELS, lambda: smollm2(cache))
     raise InvalidError(
         f"{ref!r} is not a reference", field=field,
-        hint=f"use blob:NAME, artifact:NAME, dataset:NAME, file:PATH or builtin:{' | builtin:'.join(BUILTIN)}",
+        hint=f"use blob:, artifact:, dataset:, model: or file: and a name, or builtin:{' | builtin:'.join(BUILTIN)}",
     )  # fmt: skip
-
-
-def rows(ref: str, context: Context, *, part: str) -> tuple[str, Path]:
-    """Return what pins the rows that `ref` names, and their local path; of a data set that names no part, `part`.
-
-    Raises what `resolve` raises, and `NotFoundError` (TAPE-2008) for a data set that is not registered.
-    """
-    if not ref.startswith(datasets.SCHEME):
-        return ref, resolve(ref, context, field="validation" if part == "validation" else "data")
-    version, named = datasets.find(context.store, ref, part=part)
-    return datasets.pinned(version, named), datasets.fetch(context.store, version.parts[named], context.cache)
 
 
 def recipe_for(ref: str, asked: str | None) -> str:
@@ -76,8 +74,20 @@ def recipe_for(ref: str, asked: str | None) -> str:
     return "auto" if asked is None or ref.startswith(datasets.SCHEME) else asked
 
 
+def _model(ref: str, context: Context, field: str) -> Path:
+    version = found(ref, context)
+    assert version is not None
+    if version.method == "lora" and field == "base":
+        raise InvalidError(
+            f"{ref} is an adapter, and a training needs a whole model", field=field,
+            hint=f"give its base, {version.base}",
+        )  # fmt: skip
+    address = version.artifact.uri.removeprefix("artifact:")
+    return _artifact(f"{address}{PIN}{version.artifact.sha256}", context.store, context.cache)
+
+
 def _artifact(address: str, store: Blobs, cache: Path) -> Path:
-    name, _, pin = address.partition("@sha256:")
+    name, _, pin = address.partition(PIN)
     sha256 = pin or hashlib.sha256(store.read(name)).hexdigest()
     folder = cache / "artifacts" / sha256
     artifact = Artifact(uri=f"artifact:{name}", name=name, sha256=sha256, size=0, files=0)
@@ -85,12 +95,20 @@ def _artifact(address: str, store: Blobs, cache: Path) -> Path:
     return folder
 
 
-def _blob(name: str, store: Blobs, cache: Path) -> Path:
+def _blob(address: str, store: Blobs, cache: Path) -> Path:
     """Keep the suffix (readers look at it); cache by name and etag, so a changed object is fetched again."""
-    blob = store.stat(name)
-    key = hashlib.sha256(f"{name}\n{blob.etag}".encode()).hexdigest()
+    name, _, pin = address.partition(PIN)
+    key = pin or hashlib.sha256(f"{name}\n{store.stat(name).etag}".encode()).hexdigest()
     path = cache / "blobs" / f"{key}{Path(name).suffix}"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        store.fetch(name, path)
+        try:
+            store.fetch(name, path, sha256=pin or None)
+        except JobError as error:
+            if not pin:
+                raise
+            raise JobError(
+                f"{name} is not what it was: its hash is another", code="TAPE-6007", name=name, sha256=pin,
+                hint="put back what it was; `tape put` gives names that stay",
+            ) from error  # fmt: skip
     return path

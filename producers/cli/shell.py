@@ -15,6 +15,7 @@ from producers.cli.output import Output
 if TYPE_CHECKING:
     from producers.client import Client
     from producers.ports import Ports
+    from wire.blobs import Blobs
     from wire.settings import Settings
 
 
@@ -33,6 +34,15 @@ class Shell:
         from wire.settings import Settings
 
         return Settings.load(**self.given)
+
+    @property
+    def blobs(self) -> Blobs:
+        """The store: that of the ports we were given, else the one that the settings name."""
+        if self.ports is not None:
+            return self.ports.blobs
+        from wire.blobs import open_store
+
+        return open_store(self.settings)
 
     @contextmanager
     def client(self, *, broker: bool = True) -> Iterator[Client]:

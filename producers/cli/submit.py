@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from producers.client import Client
     from producers.request import Request
 
-SCHEMES = ("blob:", "artifact:", "builtin:", "file:", "dataset:")
+SCHEMES = ("blob:", "artifact:", "builtin:", "file:", "dataset:", "model:")
 
 
 def add(app: typer.Typer) -> None:

@@ -45,7 +45,7 @@ def setting(folder: Path) -> dict[str, object]:
     base = tiny(folder / "models", TEXTS, steps=0, threads=1)
     return {
         "base": f"file:{base}", "data": f"file:{data}", "steps": STEPS, "batch_size": 3, "accumulation": 2,
-        "lora": {"dropout": 0.1}, "threads": 1, "checkpoint_steps": 2,
+        "lora": {"dropout": 0.1}, "threads": 1, "checkpoint_steps": 2, "publish_as": "kept",
     }  # fmt: skip
 
 
@@ -92,7 +92,8 @@ def test_killed_at_random_steps_it_ends_in_the_bytes_of_a_run_that_nobody_distur
 
     done = outcome(fleet, "stormy")
     assert done.result["exact"] is True
-    assert contents(fleet, "stormy") == contents(fleet, "calm"), "weights, metrics and settings"
+    assert contents(fleet, "stormy") == contents(fleet, "calm"), "weights, metrics, settings and card"
+    assert done.result["model"] == outcome(fleet, "calm").result["model"], "the same bytes are the same version"
     resumed = [event.progress["resumed"] for event in told(fleet, "stormy") if "resumed" in (event.progress or {})]
     assert len(resumed) == KILLS
     assert all(step >= least for step, least in zip(resumed, at, strict=True)), "no finished work was done again"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.context import Context
+from workers.lineage import parts
 from workers.refs import resolve
 
 if TYPE_CHECKING:
@@ -24,9 +25,13 @@ def probe() -> None:
 
 
 def model_for(context: Context, model: str, adapter: str | None, threads: int | None) -> Model:
-    """Return a loaded model, warm from an earlier job of this process where it can be; the last two are kept."""
+    """Return a loaded model, warm from an earlier job of this process where it can be; the last two are kept.
+
+    A registered adapter may be given as the model: it is loaded on the base that it was made of.
+    """
     from workers.llm.model import load
 
+    model, adapter = parts(model, adapter, context)
     base = resolve(model, context, field="model")
     tuned = resolve(adapter, context, field="adapter") if adapter else None
     key = (base, tuned, threads)

@@ -94,6 +94,13 @@ def processor() -> str:
     return f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
+def hardware() -> str:
+    """Return what a training computes on here: the accelerator where there is one, and the processor."""
+    import torch
+
+    return f"{torch.cuda.get_device_name()}, {processor()}" if torch.cuda.is_available() else processor()
+
+
 def save(folder: Path, metrics: Path, state: Mapping[str, Any]) -> None:
     """Complete a folder that the Trainer saved."""
     (folder / PICKLED).unlink(missing_ok=True)
