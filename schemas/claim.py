@@ -44,7 +44,8 @@ class Claim(Open):
     job: str
     held: bool = Field(description="false: the attempt ended, or was handed back")
     start: Start
-    origin: str = Field(default="", description="TOPIC/PARTITION/OFFSET of the client's own record")
+    origin: str = Field(default="", description="TOPIC/PARTITION/OFFSET of the record by which this life began")
+    lives: tuple[str, ...] = Field(default=(), description="the origins of lives that are over")
     beat: int = Field(default=0, ge=0)
     reached: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="how far this attempt's checkpoint is")
     lost: tuple[Start, ...] = Field(default=(), description="attempts whose worker died")

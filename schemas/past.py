@@ -21,12 +21,14 @@ LINE = "tape-line"
 """TOPIC/PARTITION/OFFSET of the record that this one is a copy of: it was put off, and no attempt ended."""
 FORMER = "tape-former"
 """The place of the record that this one was written anew from, where that had been delivered before."""
+LIFE = "tape-life"
+"""The line by which this life of the job began: a client's record, or one that came back from the dead letters."""
 QUOTA = "tape-quota"
 """TIMES/TICKET: how often the tenant's quota put this record off, and its place in the line for the tenant's rate."""
 CHECKPOINT = "tape-checkpoint"
 """REACHED/CREDITS: how far the job's newest checkpoint is, in its own measure, and how many attempts that came further
 than those before went unspent for it."""
-OWN = frozenset({ATTEMPT, PAST, REPLAY, HINT, DUE, TARGET, LINE, FORMER, QUOTA, CHECKPOINT})
+OWN = frozenset({ATTEMPT, PAST, REPLAY, HINT, DUE, TARGET, LINE, LIFE, FORMER, QUOTA, CHECKPOINT})
 KEPT = 10
 """Attempts whose story is kept: the first and the last ones."""
 TEXT = 400

@@ -13,8 +13,8 @@ from schemas.claim import End, Start
 from schemas.errors import ConflictError, FailureClass, JobError, UnavailableError
 from schemas.event import EventType
 from schemas.outcome import Cancelled, Failed, Failure
-from schemas.past import ATTEMPT, Hint, Try
-from workers.attempt import Attempt, former_of, place_of
+from schemas.past import Hint, Try
+from workers.attempt import Attempt, former_of, life_of, place_of
 from workers.claim import Busy, Claims, Copy, Over
 from workers.gate import Gate
 from workers.pace import Pace
@@ -175,7 +175,7 @@ class Admission:
         record, past = attempt.record, attempt.past
         copy = Copy(
             place=str(place_of(record)), line=attempt.line, spent=past.spent,
-            replays=past.replays, fresh=all(name != ATTEMPT for name, _ in record.headers),
+            replays=past.replays, life=life_of(record),
             redelivered=record.delivery_count > 1, former=former_of(record),
         )  # fmt: skip
         claim = self._claims.take(attempt.id, copy, above=above)
@@ -204,7 +204,9 @@ class Admission:
         told = replace(attempt, number=last.attempt)
         if not over.end.buried:
             delay = attempt.policy.backoff(past.spent, self._signals.chance())
-            self._settler.again(told, past, EventType.RETRYING, delay_s=delay, failure=failure, copied=False)
+            self._settler.again(
+                told, past, EventType.RETRYING, delay_s=delay, failure=failure, copied=False, life=over.life
+            )
         elif over.left_over:
             self._settler.dead_again(told, failure, over.line)
         else:

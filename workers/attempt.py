@@ -14,7 +14,7 @@ from schemas.dead import Place
 from schemas.errors import InvalidError
 from schemas.ids import checked, derived_id
 from schemas.job import Job
-from schemas.past import FORMER, LINE, Hint, Past
+from schemas.past import ATTEMPT, FORMER, LIFE, LINE, Hint, Past
 from schemas.past import read as read_past
 from workers.kinds import Kind
 from workers.policy import Policy, policy
@@ -122,6 +122,12 @@ def place_of(record: Written) -> Place:
 def line_of(record: Written) -> str:
     """Return TOPIC/PARTITION/OFFSET of a record, or of the one that it is a copy of."""
     return _place_in(record, LINE) or str(place_of(record))
+
+
+def life_of(record: Written) -> str:
+    """Return the line by which a record's life of its job began; "" where an older version wrote that it was tried."""
+    tried = next((raw for name, raw in record.headers if name == ATTEMPT), None) not in (None, b"0")
+    return _place_in(record, LIFE) or ("" if tried else line_of(record))
 
 
 def former_of(record: Written) -> str:

@@ -31,7 +31,7 @@ SILENT_S, GONE_S = 12.0, 1.0
 SURE_S = 0.8
 """Nobody can have taken a claim over within this time of its last beat; less than `GONE_S`."""
 LOOK_S = 0.1
-LOST_KEPT = 10
+LOST_KEPT, LIVES_KEPT = 10, 50
 
 
 def claim_name(job: str) -> str:
@@ -51,19 +51,21 @@ class Over:
     """There is no attempt to be made of a record: the one that was came to this end.
 
     `line` is that of the record by which it ended. `left_over`: another record stands for the job, or its dead letter
-    does; without an `end` what stands for it goes on.
+    does; without an `end` what stands for it goes on. `life`: the one that came to this end.
     """
 
     end: End | None
     line: str
     left_over: bool
+    life: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
     """The record by which a job is asked for.
 
-    `fresh`: a client wrote it, not a worker. `redelivered`: the broker ended a former lease of it. `former` is the
+    `life` is the line by which its life of the job began, a client's record or a redriven one; "" where nobody knows:
+    then it is the claim's. `redelivered`: the broker ended a former lease of it. `former` is the
     place of the redelivered record that this one was written anew from: that lease is over, too.
     """
 
@@ -71,14 +73,21 @@ class Copy:
     line: str
     spent: int = 0
     replays: int = 0
-    fresh: bool = False
+    life: str = ""
     redelivered: bool = False
     former: str = ""
 
     def follows(self, start: Start) -> int:
-        """Return 1 if it was written after that attempt ended, -1 if before it began, 0 if that attempt was at it."""
+        """Return 1 if it was written after that attempt ended, -1 if before it began, 0 if that attempt was at it.
+
+        That is so within one life.
+        """
         ours, theirs = (self.replays, self.spent), (start.replays, start.spent)
         return (ours > theirs) - (ours < theirs)
+
+    def lives(self, claim: Claim) -> bool:
+        """Whether its life is the one that the claim is for."""
+        return not (self.life and claim.origin) or self.life == claim.origin
 
 
 @dataclass(slots=True)
@@ -151,7 +160,8 @@ class Claims:
             claim, etag = _read(self._store(), job)
             if claim is not None and (over := _over(claim, copy)) is not None:
                 return over
-            if claim is None or not claim.held or claim.start.worker == self._worker or copy.follows(claim.start) > 0:
+            ended = claim is None or not claim.held or claim.start.worker == self._worker
+            if claim is None or ended or (copy.lives(claim) and copy.follows(claim.start) > 0):
                 # Ours, but not held by any attempt: trouble with the store ended one before it ran. And what its
                 # holder wrote at its end is here, so it did end.
                 if (taken := self._write(job, copy, claim, etag, above)) is not None:
@@ -174,15 +184,19 @@ class Claims:
 
     def _write(self, job: str, copy: Copy, before: Claim | None, etag: str | None, above: int) -> Claim | None:
         """Write a claim of ours; None when somebody was faster."""
-        # Deaths at earlier records are in the past of this one.
-        lost = before.lost if before is not None and not copy.follows(before.start) else ()
+        # Deaths at earlier records are in the past of this one, those of another life are none of its own.
+        lost = before.lost if before is not None and copy.lives(before) and not copy.follows(before.start) else ()
         start = Start(
             attempt=copy.spent + len(lost) + 1, worker=self._worker,
             epoch=max(before.start.epoch if before else 0, above) + 1,
             started_at=self._now(), place=copy.place, line=copy.line, spent=copy.spent, replays=copy.replays,
         )  # fmt: skip
-        origin = copy.line if copy.fresh or before is None else before.origin
-        claim = Claim(job=job, held=True, start=start, origin=origin, lost=lost)
+        origin, lives = copy.life, before.lives if before is not None else ()
+        if before is not None and copy.lives(before):
+            origin = before.origin or copy.life
+        elif before is not None:
+            lives = (*lives, before.origin)[-LIVES_KEPT:]
+        claim = Claim(job=job, held=True, start=start, origin=origin, lives=lives, lost=lost)
         at = self._clock()
         try:
             if etag is None:
@@ -340,15 +354,19 @@ def _over(claim: Claim, copy: Copy) -> Over | None:
     delivered, and only one may run. What follows a left-over is written once more, for it may be missing, and is a
     left-over itself if it is not. Only where a later record was taken is nothing missing, and where the job was buried
     by another line: the record that ended it comes back until its letter is there.
+
+    A job that was buried may live again, redriven or sent again, and mended; its earlier lives are over for ever.
     """
     at, end, start = copy.follows(claim.start), claim.end, claim.start
     buried = end is not None and end.buried
-    if buried and copy.fresh and copy.line not in (start.line, claim.origin):
-        return None  # sent again, mended: a dead letter is no outcome
+    if copy.life in claim.lives:
+        return Over(None, start.line, left_over=True)
+    if buried and not copy.lives(claim):
+        return None
     if at < 0:
-        return Over(end if buried else None, start.line, left_over=True)
+        return Over(end if buried else None, start.line, left_over=True, life=claim.origin)
     if at > 0 or claim.held or end is None:
         return None
     if (end.past.replays, end.past.spent) <= (copy.replays, copy.spent):
         return None  # postponed: nothing tells the old from the new, and nothing was spent
-    return Over(end, start.line, left_over=buried and copy.line != start.line)
+    return Over(end, start.line, left_over=buried and copy.line != start.line, life=claim.origin)

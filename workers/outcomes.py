@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from schemas.codec import dump, parse
-from schemas.errors import ConflictError, InvalidError, JobError, NotFoundError
+from schemas.errors import ConflictError, NotFoundError
 from schemas.outcome import Outcome, outcome_name
 from wire.blobs import Blobs
 
@@ -31,8 +31,8 @@ class Outcomes:
     def settle(self, outcome: Outcome) -> Outcome:
         """Keep an outcome, or a death; return the one that stands: this one, an earlier end, or a later death.
 
-        What nobody can read stands in no death's way. Raises `InvalidError` or `JobError` when an outcome is refused by
-        it, or cannot be written.
+        Raises `InvalidError` or `JobError` when it cannot be written, or when nobody can read what is there. That is
+        left alone: it may be the outcome of a newer version.
         """
         name, data = outcome_name(outcome.job), dump(outcome)
         while True:
@@ -41,12 +41,7 @@ class Outcomes:
                 return outcome
             except ConflictError:
                 pass
-            try:
-                first, etag = self._read(outcome.job)
-            except (InvalidError, JobError):
-                if outcome.final:
-                    raise
-                first, etag = None, self._store().stat(name).etag
+            first, etag = self._read(outcome.job)
             if first is not None and not _gives_way(first, outcome):
                 return first
             if etag is None:  # it was there a moment ago

@@ -23,14 +23,14 @@ from schemas.errors import ConflictError, InvalidError, JobError, TapeError
 from schemas.event import EVENT_OF, Event, EventType, end_id, written
 from schemas.ids import derived_id, uuid7
 from schemas.outcome import Cancelled, Failed, Failure, Outcome, Status, Succeeded, Usage
-from schemas.past import LINE, Past, Try, write
+from schemas.past import LIFE, LINE, Past, Try, write
 from schemas.topics import Names
 from wire.blobs import Blobs
 from wire.publish import Publisher, Sent
 from wire.share import AckType
 from workers import checkpoint
 from workers.again import Again
-from workers.attempt import Attempt, Record, identify
+from workers.attempt import Attempt, Record, identify, life_of
 from workers.claim import epoch_of
 from workers.gate import Gate
 from workers.outcomes import Outcomes
@@ -110,12 +110,15 @@ class Settler:
         delay_s: float,
         failure: Failure | None = None,
         copied: bool = True,
+        life: str = "",
     ) -> None:
         """Write the job's record once more, with this past and to be taken in `delay_s` seconds; let go of this one.
 
-        `copied`: no attempt ended, so the new one stands for the same as this one.
+        `copied`: no attempt ended, so the new one stands for the same as this one. `life`: the one that it goes on
+        with, if that is another than this record's.
         """
         line = [(LINE, attempt.line.encode())] if copied else []
+        line += [(LIFE, told.encode())] if (told := life or life_of(attempt.record)) else []
         due = self._now() + timedelta(seconds=delay_s)
         identity = derived_id(attempt.id, kind.value, str(past.spent), str(due.timestamp()))
         event = self._event(attempt, kind, identity, failure=failure, until=due)
@@ -216,11 +219,13 @@ class Settler:
 
         Whoever had no claim speaks for the newest there is.
         """
-        if not death.epoch:
-            death = death.model_copy(update={"epoch": epoch_of(self._store(), death.job)})
         try:
+            if not death.epoch:
+                before = self.outcomes.read(death.job)
+                newest = max(epoch_of(self._store(), death.job), before.epoch if before is not None else 0)
+                death = death.model_copy(update={"epoch": newest})
             stands = self.outcomes.settle(death)
-        except (InvalidError, JobError) as error:  # what cannot be written today cannot be tomorrow; the letter can
+        except (InvalidError, JobError) as error:  # what cannot be read or written today cannot be tomorrow
             _LOG.error("death not stored", job=death.job, error=str(error))
             return death
         return stands if stands is death or stands.final else None

@@ -49,6 +49,11 @@ def _resend(world: World, choose: random.Random) -> None:
         world.resend(choose.choice(list(world.requests)))
 
 
+def _redrive(world: World, choose: random.Random) -> None:
+    if waiting := world.letters():
+        world.redrive(choose.choice(waiting))
+
+
 def _cancel(world: World, choose: random.Random) -> None:
     if world.requests:
         world.cancel(choose.choice(list(world.requests)))
@@ -66,6 +71,7 @@ FAULTS: dict[str, Callable[[World, random.Random], object]] = {
     "a process is killed": _kill,
     "a worker is drained": _drain,
     "a request is sent again": _resend,
+    "a dead letter is sent back": _redrive,
     "a job is cancelled": _cancel,
     "a job recurs": _recur,
 }

@@ -37,13 +37,18 @@ class Job:
 
     def __init__(self, way: str, light: bool, value: bytes | None) -> None:
         self.way, self.light, self.value = way, light, value
-        self.copies = 0
+        self.copies = self.letters = self.redriven = 0
         self.cancelled = False
         self.expires = False
         self.runs = self.starts = 0
         self.places: list[tuple[tuple[str, int, int], int]] = []
         self.ends: set[str] = set()
         self.told = self.buried = False
+
+    @property
+    def once(self) -> bool:
+        """Whether it was asked for once, and nobody sent it back."""
+        return self.copies == 1 and not self.redriven
 
     @property
     def began(self) -> int:
@@ -81,6 +86,7 @@ class Oracle:
             letter = DeadLetter.model_validate_json(dict(entry.headers)["tape-dead-json"])
             self.letters.append((entry, letter))
             self.jobs[letter.job].buried = True
+            self.jobs[letter.job].letters += 1
         elif name.startswith(("jobs.", "retry.")):
             self.delayed += name.startswith("retry.")
             self.requests.append((topic, entry))
@@ -149,7 +155,7 @@ class Oracle:
             if outcome := self.outcome(name):
                 self._whole(name, outcome)
         # What a process says late may come after a dead letter, which is no end that nothing may follow.
-        if job.copies == 1 and ("dead" not in finals or self.prompt) and state is not None and state not in finals:
+        if job.once and ("dead" not in finals or self.prompt) and state is not None and state not in finals:
             raise Violation(f"{name} ended {sorted(finals)}, and its events say {state}")
 
     def _once(self, name: str, job: Job, finals: dict[str, set[str]]) -> None:
@@ -157,12 +163,14 @@ class Oracle:
         if (outcome is None) != (not finals.keys() - {"dead"}):
             raise Violation(f"{name}: told {sorted(finals)}, kept {outcome and outcome.status}")
         ends = {how: len(ids) for how, ids in finals.items()}
-        if job.copies == 1 and sum(ends.values()) != 1:
+        if job.once and sum(ends.values()) != 1:
             raise Violation(f"{name} ended more than once: {ends}")
         if sum(count for how, count in ends.items() if how != "dead") > 1:  # a buried job may be sent again
             raise Violation(f"{name} ended more than once: {ends}")
-        if job.copies == 1 and job.buried == (outcome is not None):
+        if job.once and job.buried == (outcome is not None):
             raise Violation(f"{name}: outcome {outcome is not None}, dead letter {job.buried}")
+        if outcome is None and job.letters <= job.redriven:
+            raise Violation(f"{name}: {job.letters} dead letters, {job.redriven} of them sent back, and no outcome")
 
     def _whole(self, name: str, outcome: Outcome) -> None:
         if outcome.status is not Status.SUCCEEDED:
@@ -186,7 +194,7 @@ class Oracle:
         """No attempt is counted that did not begin, and no job given up that may try again."""
         for _, letter in self.letters:
             job = self.jobs[letter.job]
-            if job.way == "wrong" or job.copies > 1:
+            if job.way == "wrong" or not job.once:
                 continue
             if letter.attempts > job.began:
                 raise Violation(f"{letter.job} was buried after {letter.attempts} attempts, and {job.began} began")

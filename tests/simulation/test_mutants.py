@@ -13,7 +13,7 @@ from tests.simulation.world import schedule
 from wire.blobs.memory import Memory
 from wire.share import AckType
 from wire.transact import MemoryTransactor
-from workers import claim
+from workers import claim, outcomes
 from workers.admit import Admission
 from workers.again import Again
 from workers.claim import Claims
@@ -123,6 +123,14 @@ def changes_what_it_buries(patch: Patch) -> None:
     patch.setattr(Settler, "_dead", lambda self, record, letter: dead(self, record._replace(value=b"{}"), letter))
 
 
+def takes_a_second_letter_for_a_left_over(patch: Patch) -> None:
+    patch.setattr(claim.Copy, "lives", lambda self, held: True)
+
+
+def lets_any_end_replace_a_death(patch: Patch) -> None:
+    patch.setattr(outcomes, "_gives_way", lambda first, later: True)
+
+
 MUTANTS: list[tuple[Callable[[Patch], None], str]] = [
     (acknowledges_before_the_outcome, "before its end was durable"),
     (acknowledges_before_the_dead_letter, "before its end was durable"),
@@ -137,6 +145,8 @@ MUTANTS: list[tuple[Callable[[Patch], None], str]] = [
     (ignores_a_cancel, "knew that it was cancelled"),
     (counts_an_attempt_twice, "attempts"),
     (changes_what_it_buries, "was changed"),
+    (takes_a_second_letter_for_a_left_over, ""),
+    (lets_any_end_replace_a_death, ""),
 ]
 """Each with what the oracle says of it, where that is always the same."""
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
+from schemas import past
 from schemas.control import Cancel
 from schemas.delays import PARTITIONS, WHEELS, Delayed, delayed
 from schemas.errors import TapeError
@@ -102,6 +103,7 @@ class World:
         self._starts: dict[str, int] = {}
         self.client = Watch(self.time)
         self.requests: dict[str, Delayed] = {}
+        self.sent_back: set[int] = set()
         for _ in range(workers):
             self.hire()
         for _ in range(movers):
@@ -135,6 +137,34 @@ class World:
         made = self.requests[name]
         self.oracle.jobs[name].copies += 1
         self.log.append(made.topic, made.key, made.value, made.headers, made.partition)
+
+    def replay(self, choose: random.Random) -> None:
+        """Send some letters back in peace, one of each job: each must come to an outcome, or to another letter."""
+        sent: dict[str, int] = {}
+        for at in self.letters():
+            letter = self.oracle.letters[at][1]
+            if letter.job not in sent and choose.random() < 0.6:
+                sent[letter.job] = self.oracle.jobs[letter.job].letters
+                self.redrive(at)
+        self.finish()
+        for name, letters in sent.items():
+            job = self.oracle.jobs[name]
+            if job.letters == letters and self.oracle.outcome(name) is None and not job.ends - {"dead"}:
+                raise Violation(f"{name} was sent back from the dead letters, and nothing came of it")
+
+    def letters(self) -> list[int]:
+        """The dead letters that nobody sent back."""
+        return sorted(set(range(len(self.oracle.letters))) - self.sent_back)
+
+    def redrive(self, at: int) -> None:
+        """A dead letter is sent back, as it is."""
+        entry, letter = self.oracle.letters[at]
+        self.sent_back.add(at)
+        self.oracle.jobs[letter.job].redriven += 1
+        tries = [one.model_copy(update={"spent": False}) for one in letter.past.tries] if letter.past else []
+        kept = [header for header in entry.headers if not header[0].startswith("tape-dead-")]
+        headers = past.write(kept, past.Past(replays=letter.replays + 1, tries=tuple(tries)))
+        self.log.append(letter.topic, entry.key, entry.value, headers)
 
     def cancel(self, name: str) -> None:
         """Somebody asks that a job must not run."""
@@ -347,6 +377,8 @@ def play(world: World, *, jobs: int, turns: int) -> None:
         for _ in range(turns):
             world.turn()
         world.finish()
+        for _ in range(choose.choice((0, 0, 1, 3))):  # somebody sends back what has died
+            world.replay(choose)
         world.oracle.audit()
     except Died as error:  # nobody was to catch it
         raise Violation(f"the simulation itself is wrong: {error}") from error

@@ -75,17 +75,51 @@ def test_a_buried_job_is_buried_again_only_by_the_line_that_buried_it(fleet: Fle
 
 def test_a_job_may_live_again_redriven_or_sent_again(fleet: Fleet) -> None:
     one, two = fleet.hire("w1"), fleet.hire("w2")
-    one.taken(fresh=True)
+    one.taken(life=PLACE)
     one.end(spent=1)
-    one.taken(place=at(8), spent=1)
+    one.taken(place=at(8), spent=1, life=PLACE)
     one.end(spent=2, buried=True)
-    assert isinstance(one.take(fresh=True), Over), "the client's own record, which came back"
-    redriven = one.taken(place=at(10), replays=1)
+    assert isinstance(one.take(life=PLACE), Over), "the client's own record, which came back"
+    redriven = one.taken(place=at(10), replays=1, life=at(10))
     assert (redriven.start.attempt, redriven.start.replays) == (1, 1)
-    assert isinstance(two.take(place=at(8), spent=1), Over), "of the life before"
+    assert isinstance(two.take(place=at(8), spent=1, life=PLACE), Over), "of the life before"
     one.end(spent=1, buried=True)
-    mended = one.taken(place=at(11), fresh=True)
-    assert (mended.start.attempt, mended.origin) == (1, at(11))
+    mended = one.taken(place=at(11), life=at(11))
+    assert (mended.start.attempt, mended.origin, mended.lives) == (1, at(11), (PLACE, at(10)))
+
+
+def test_two_letters_of_one_job_are_two_lives(fleet: Fleet) -> None:
+    """The second one's letter was written before the first one was redriven, died twice and was buried again."""
+    one = fleet.hire("w1")
+    one.taken(life=PLACE, place=at(10), replays=1)
+    one.end(spent=1)
+    one.taken(life=PLACE, place=at(11), replays=1, spent=1)
+    one.end(spent=2, buried=True)
+    second = one.taken(life=at(12), place=at(12), replays=1)
+    assert (second.start.attempt, second.origin) == (1, at(12))
+    one.end(spent=1)
+    late = one.take(life=PLACE, place=at(13), replays=1, spent=2)
+    assert isinstance(late, Over)
+    assert (late.end, late.left_over) == (None, True), "what is left over of a life that is over is let go of"
+
+
+def test_another_life_waits_while_one_runs(fleet: Fleet) -> None:
+    one, two = fleet.hire("w1"), fleet.hire("w2")
+    one.taken(life=PLACE, spent=2)
+    assert isinstance(two.take(life=at(9), place=at(9), replays=1), Busy), "its number says nothing of another life"
+    one.end(spent=3)
+    over = two.take(life=at(3), place=at(3))
+    assert isinstance(over, Over), "a client's second copy, while a retry waits"
+    assert over.left_over
+
+
+def test_a_record_of_an_older_version_belongs_to_the_life_there_is(fleet: Fleet) -> None:
+    one = fleet.hire("w1")
+    one.taken(life=PLACE)
+    one.end(spent=1)
+    assert one.taken(place=at(8), spent=1).origin == PLACE
+    one.end(spent=2, buried=True)
+    assert isinstance(one.take(place=at(8), spent=1), Over)
 
 
 def test_what_a_holder_wrote_at_its_end_says_that_it_ended(fleet: Fleet) -> None:

@@ -110,14 +110,41 @@ def test_a_lost_answer_changes_nothing() -> None:
     assert outcomes.read("job-1") == came(DONE, 3)
 
 
-def test_what_nobody_can_read_stops_an_end_and_no_death() -> None:
+@pytest.mark.parametrize("there", [b"{rot", dump(came(DONE, 1)).replace(b'"succeeded"', b'"mostly"')])
+def test_what_nobody_can_read_is_left_alone(there: bytes) -> None:
+    """It may be the outcome of a newer version. The job is a dead letter all the same: nobody can say how it ended."""
     store = Memory()
-    store.create(NAME, b"{rot")
+    store.create(NAME, there)
     outcomes = Outcomes(lambda: store)
-    with pytest.raises(InvalidError):
-        outcomes.settle(came(DONE, 1))
-    assert outcomes.settle(came(DEAD, 1)) == came(DEAD, 1)
-    assert outcomes.read("job-1") == came(DEAD, 1)
+    for mine in (came(DONE, 9), came(DEAD, 9)):
+        with pytest.raises(InvalidError):
+            outcomes.settle(mine)
+    bench = Bench(store=store)
+    assert bench.run(record()) is AckType.REJECT
+    assert len(dead(bench)) == 1
+    assert store.read(NAME) == there
+
+
+def test_what_came_between_the_look_and_the_write_stands() -> None:
+    class Slow(Memory):
+        """A store in which somebody writes right after we have read."""
+
+        after: Callable[[], object] | None = None
+
+        def get(self, name: str, **options: Any) -> Any:
+            found = super().get(name, **options)
+            after, self.after = self.after, None
+            if after is not None:
+                after()
+            return found
+
+    store = Slow()
+    outcomes = Outcomes(lambda: store)
+    outcomes.settle(came(DEAD, 1))
+    other = came(DONE, 2, "w2")
+    store.after = lambda: outcomes.settle(other)
+    assert outcomes.settle(came(DONE, 3)) == other
+    assert outcomes.read("job-1") == other
 
 
 @pytest.mark.parametrize("buried", [True, False])
@@ -200,6 +227,49 @@ def test_who_buries_without_a_claim_speaks_for_the_newest() -> None:
     assert bench.run(record()) is AckType.RELEASE
     assert bench.outcome("job-1").status is Status.DEAD
     assert len(dead(bench)) == 1
+
+
+def test_who_buries_without_a_claim_is_no_older_than_the_death_that_stands() -> None:
+    """The claim was lost: without the letter the redriven record would come back until the broker drops it."""
+    store = Memory()
+    store.create(NAME, dump(came(DEAD, 7)))
+    bench = Bench(store=store)
+    attempt = read(record(past=Past(replays=1)), bench.kinds["say"], "bulk", START)
+    bench.settler.bury(attempt, Failure.of(UnavailableError("gone", code="TAPE-5001")))
+    assert [ack for _, ack in bench.acks] == [AckType.REJECT]
+    assert len(dead(bench)) == 1
+
+
+def test_two_letters_of_one_job_may_both_live_again() -> None:
+    """One was redriven, failed and was buried again; then the other one is redriven, mended, and runs."""
+    failing: list[Any] = [InvalidError("bad", code="TAPE-1008")] * 3
+
+    def handler(*_: object) -> Succeeded:
+        if failing:
+            raise failing.pop()
+        return Succeeded()
+
+    bench = Bench(kind(handler, max_attempts=2))
+    for offset, past in ((7, None), (8, None), (9, Past(replays=1))):
+        assert bench.run(record(offset=offset, past=past)) is AckType.REJECT
+    assert len(dead(bench)) == 3
+    assert bench.run(record(offset=10, past=Past(replays=1))) is AckType.ACCEPT
+    assert bench.outcome("job-1").status is Status.SUCCEEDED
+
+
+def test_a_mended_request_that_its_quota_put_off_is_not_taken_for_a_left_over() -> None:
+    bench = Bench(raising(InvalidError("bad", code="TAPE-1008")))
+    assert bench.run(record(offset=7)) is AckType.REJECT
+    again = Bench(log=bench.log, store=bench.store, clock=bench.clock, worker="w2")
+    again.allow("default", in_flight=1)
+    other = again.quotas.enter(read(record("other", offset=20), again.kinds["say"], "bulk", START))
+    assert other is None, "another job of the tenant runs"
+    assert again.run(record(offset=8)) is AckType.ACCEPT
+    put_off = again.next()
+    again.quotas.leave(read(record("other", offset=20), again.kinds["say"], "bulk", START))
+    again.clock.advance(60)
+    assert again.run(put_off) is AckType.ACCEPT
+    assert again.outcome("job-1").status is Status.SUCCEEDED
 
 
 def test_a_death_that_a_later_one_overtook_is_let_go_of() -> None:
