@@ -33,6 +33,18 @@ def fill(rig: Rig) -> None:
     rig.bury("train-1", "training", body={"params": {"base": "builtin:b"}, "tenant": "acme"})
 
 
+def hostile(rig: Rig, fields: set[str], text: str) -> None:
+    """Write a letter that nobody checked, with this text in these fields."""
+    rig.bury("b")
+    first = dict(rig.entries(rig.names.dead("inference"))[-1].headers)
+    told = json.loads(first.pop("tape-dead-json") or b"")
+    if "code" in fields:  # which the JSON may not hold
+        first["tape-dead-code"] = text.encode()
+    else:
+        first["tape-dead-json"] = json.dumps(told | dict.fromkeys(fields, text)).encode()
+    rig.append(rig.names.dead("inference"), b"b", json.dumps({"tenant": text}).encode(), list(first.items()))
+
+
 class TestLook:
     def test_ls_is_json_in_a_pipe_and_a_table_on_request(self, rig: Rig, tape: Tape) -> None:
         fill(rig)
@@ -50,7 +62,25 @@ class TestLook:
         assert (first["code"], first["letters"], first["kinds"]) == ("TAPE-6003", 5, "inference, training")
         assert (second["code"], second["problem"]) == ("TAPE-5002", "the store does not answer")
         for by in ("class", "kind", "tenant", "model", "status"):
-            assert sum(row["letters"] for row in tape("ls", "--by", by).rows) == 7
+            assert sum(row["letters"] for row in tape("ls", "--all", "--by", by).rows) == 7
+
+    @pytest.mark.parametrize("fields", [{"job"}, {"kind"}, {"code"}, {"tenant"}, {"code", "tenant"}, {"job", "kind"}])
+    def test_a_hostile_letter_leaves_the_others_readable(
+        self, rig: Rig, tape: Tape, monkeypatch: pytest.MonkeyPatch, fields: set[str]
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "160")
+        job, long = "01a1fd8b-e27a-79e8-9618-4d19f7350748", "y\x1b[2J\n" + "z" * 5_000
+        rig.bury(job)
+        hostile(rig, fields, long)
+        table = tape("ls", "--all", "--output", "table").out
+        (line,) = [line for line in table.splitlines() if job in line]
+        assert {"inference", "TAPE-6003", "resource"} <= set(line.split())
+        assert ("…" in table, "\x1b" in table, len(table.splitlines()) < 12) == (True, False, True)
+        assert all(long in [row[field] for row in tape("ls", "--all").rows] for field in fields), "JSON is whole"
+        for by in ("code", "tenant", "kind"):
+            groups = tape("ls", "--all", "--by", by)
+            assert by not in fields or long in [row[by] for row in groups.rows]
+            assert tape("ls", "--all", "--by", by, "--output", "table").out.count("z") < 200
 
     def test_ls_of_nothing(self, rig: Rig, tape: Tape) -> None:
         found = tape("ls")
