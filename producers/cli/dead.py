@@ -192,7 +192,7 @@ def discard(
     from schemas.dead import Became
 
     chosen = filters.read()
-    if not chosen.filter.told() and chosen.topic is None:
+    if chosen.everything:
         raise InvalidError(
             "this would discard every dead letter there is", code="TAPE-1010",
             hint="name jobs, or a filter such as --code TAPE-6003 or --older 30d",

@@ -15,7 +15,7 @@ from producers.cli.exits import Exit
 from producers.cli.options import grouped
 from producers.cli.shell import Shell
 from producers.cli.sieve import Filters, desk
-from schemas.errors import ConflictError
+from schemas.errors import ConflictError, InvalidError
 
 if TYPE_CHECKING:
     from producers.redrive.pace import Pace
@@ -69,6 +69,7 @@ def plan(
     patch: Annotated[Path | None, typer.Option(help="A JSON Patch (RFC 6902) that mends every payload.")] = None,
     max_replays: Annotated[int, typer.Option(min=1, help="Leave jobs that came back so often.")] = 3,
     reason: Annotated[str, typer.Option(help="Why; it is kept in the audit trail.")] = "",
+    everything: Annotated[bool, typer.Option("--all", help="Every letter that waits, without any filter.")] = False,
     *,
     filters: Filters,
 ) -> None:
@@ -81,6 +82,13 @@ def plan(
     from producers.redrive.plan import plan as make
 
     chosen = filters.read()
+    if chosen.everything and not everything:
+        raise InvalidError(
+            "this would plan for every dead letter there is", code="TAPE-1010", field="--all",
+            hint="name jobs, or a filter such as --code TAPE-6003; or say --all, if you mean every one",
+        )  # fmt: skip
+    if everything and not chosen.everything:
+        raise InvalidError("--all and a filter contradict each other", code="TAPE-1010", field="--all", hint="give one")
     mend = Patch.load(patch) if patch else None
     with desk(shell) as found:
         topics = chosen.topics(found)

@@ -109,11 +109,15 @@ class TestLook:
             (["show", "tape.dead.inference/0/9"], Exit.NOT_FOUND, "TAPE-2005"),
             (["discard", "--reason", "x"], Exit.USAGE, "every dead letter"),
             (["discard", "nobody", "--reason", "x"], Exit.NOT_FOUND, "tape dead ls --all"),
+            (["discard", "--text", "", "--reason", "x"], Exit.USAGE, "every dead letter"),
             (["import", "none.jsonl", "--reason", "x"], Exit.NOT_FOUND, "TAPE-2003"),
+            (["redrive", "plan"], Exit.USAGE, "TAPE-1010 this would plan for every dead letter there is"),
+            (["redrive", "plan", "", "--model", "", "--since", ""], Exit.USAGE, "or say --all"),
+            (["redrive", "plan", "--all", "--code", "TAPE-6003"], Exit.USAGE, "contradict"),
             (["redrive", "run", "nobody"], Exit.NOT_FOUND, "TAPE-2006"),
             (["redrive", "status", "../x"], Exit.NOT_FOUND, "TAPE-2006"),
             (["redrive", "halt", "nobody"], Exit.NOT_FOUND, "TAPE-2006"),
-            (["redrive", "plan", "--patch", "none.json"], Exit.NOT_FOUND, "TAPE-2003"),
+            (["redrive", "plan", "--all", "--patch", "none.json"], Exit.NOT_FOUND, "TAPE-2003"),
         ],
     )
     def test_mistakes_are_told_with_a_way_out(
@@ -213,18 +217,18 @@ class TestRedrive:
 
     def test_a_plan_with_jobs_that_killed_their_workers_warns(self, rig: Rig, tape: Tape) -> None:
         fill(rig)
-        assert "careful" not in tape("redrive", "plan").err
+        assert "careful" not in tape("redrive", "plan", "--all").err
         rig.bury("killer", code="TAPE-6002")
-        assert "careful: 1 of them killed their workers" in tape("redrive", "plan").err
+        assert "careful: 1 of them killed their workers" in tape("redrive", "plan", "--all").err
 
     def test_a_plan_for_nothing_is_not_kept(self, rig: Rig, tape: Tape) -> None:
-        found = tape("redrive", "plan")
+        found = tape("redrive", "plan", "--all")
         assert (found.code, found.row["letters"]) == (Exit.OK, 0)
         assert "no redrives yet" in tape("redrive", "ls").err
 
     def test_a_halted_one_says_so_by_its_exit_code(self, rig: Rig, tape: Tape) -> None:
         fill(rig)
-        name = tape("redrive", "plan").row["id"]
+        name = tape("redrive", "plan", "--all").row["id"]
         assert tape("redrive", "halt", name, "--reason", "wait").row["state"] == "halted"
         refused = tape("redrive", "run", name)
         assert (refused.code, f"tape dead redrive resume {name}" in refused.err) == (Exit.INVALID, True)
@@ -235,10 +239,10 @@ class TestRedrive:
         fill(rig)
         patch = tmp_path / "patch.json"
         patch.write_text('[{"op": "replace", "path": "/params/prompt", "value": "x"}]')
-        found = tape("redrive", "plan", "--patch", str(patch))
+        found = tape("redrive", "plan", "--all", "--patch", str(patch))
         assert (found.row["letters"], found.row["skipped"]) == (6, {"the patch does not apply": 1})
         patch.write_text('[{"op": "explode", "path": "/a"}]')
-        refused = tape("redrive", "plan", "--patch", str(patch))
+        refused = tape("redrive", "plan", "--all", "--patch", str(patch))
         assert (refused.code, "TAPE-1012" in refused.err) == (Exit.INVALID, True)
 
     def test_a_topic_of_another_system(self, rig: Rig, tape: Tape) -> None:
