@@ -130,6 +130,8 @@ def status(context: typer.Context, redrive: Id) -> int:
     with desk(shell) as found:
         kept = state.load(found.blobs, redrive).redrive
         seen = survey(found, kept)
+    if foreign := seen.moved - seen.tally.moved:
+        shell.output.note(_unfollowed(foreign))
     row = told(kept) | {"moved": seen.moved, "ended": seen.tally.settled, "failed": seen.tally.failed}
     if shell.output.table:
         row |= {"again": ", ".join(seen.failures[:5])} if seen.failures else {}
@@ -253,13 +255,19 @@ def _run(shell: Shell, identity: str, pace: Pace, *, resumed: bool) -> int:
         shell.output.note(f"{count:,} left: {reason}")
     if done.phase is Phase.HALTED:
         shell.output.note(done.notes[-1].what)
-    if done.phase is Phase.DONE and done.moved > done.settled:
-        shell.output.note(f"{done.moved - done.settled:,} of those it moved have not ended yet; nobody halts it now")
+    if runner.foreign:
+        shell.output.note(_unfollowed(runner.foreign))
+    if done.phase is Phase.DONE and runner.open:
+        shell.output.note(f"{runner.open:,} of those it moved have not ended yet; nobody halts it now")
         shell.output.next(f"tape dead redrive status {identity}")
     _next(shell, done, [])
     if done.phase is Phase.HALTED:
         return Exit.PARTLY
     return Exit.JOB if pace.wait and done.failed else Exit.OK
+
+
+def _unfollowed(count: int) -> str:
+    return f"{count:,} of those it moved went to other systems' topics; their outcomes are not followed"
 
 
 def _reporter(shell: Shell) -> Callable[[Redrive], None]:

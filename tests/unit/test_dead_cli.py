@@ -12,6 +12,7 @@ from dead_rig import Rig
 
 from producers.cli.exits import Exit
 from producers.dead.desk import Desk
+from producers.redrive.pace import Pace
 from schemas.event import EventType
 
 
@@ -235,6 +236,14 @@ class TestRedrive:
         assert tape("redrive", "status", name).code == Exit.PARTLY
         assert tape("redrive", "resume", name).row["moved"] == 7
 
+    def test_jobs_that_ended_before_a_halt_are_not_called_open_after_it(self, rig: Rig, tape: Tape) -> None:
+        fill(rig)
+        name = rig.plan().redrive.plan.id
+        assert rig.runner(name, Pace(canary=3), sleep=rig.play(lambda job: EventType.DEAD)).run().failed == 3
+        rig.sleep(60)
+        done = tape("redrive", "resume", name, "--canary", "0")
+        assert (done.row["moved"], "4 of those it moved have not ended yet" in done.err) == (7, True)
+
     def test_a_patch_that_nothing_takes(self, rig: Rig, tape: Tape, tmp_path: Path) -> None:
         fill(rig)
         patch = tmp_path / "patch.json"
@@ -252,6 +261,10 @@ class TestRedrive:
                    ("kafka_dlt-exception-fqcn", b"com.acme.Slow")])  # fmt: skip
         assert tape("ls", "--topic", "orders-dlt").row["code"] == "Slow"
         name = tape("redrive", "plan", "--topic", "orders-dlt").row["id"]
-        assert tape("redrive", "run", name, "--canary", "1").row["moved"] == 1
+        done = tape("redrive", "run", name, "--canary", "1")
+        told = "1 of those it moved went to other systems' topics; their outcomes are not followed"
+        assert (done.row["moved"], told in done.err, "not ended yet" in done.err) == (1, True, False)
+        assert told in tape("redrive", "status", name).err
+        assert "not ended yet" not in tape("redrive", "run", name).err
         assert len(rig.entries("orders")) == 1
         assert tape("ls", "--topic", "orders-dlt").out == ""
