@@ -28,6 +28,9 @@ GROUPED = ("letters", "kinds", "tenants", "oldest", "newest", "example", "proble
 GROUPS = ("code", "class", "kind", "tenant", "model", "status")
 TEXT = 60
 """Characters of an error text in a table."""
+NAME = 24
+"""Characters of a name there, which anybody may have written: it is not to squeeze the other columns."""
+WIDEST = {"job": 36, "example": 36, "kinds": 36, "problem": TEXT}
 PAYLOAD = 3_000
 """Characters of a payload that a person is shown; `export` gives all."""
 
@@ -76,9 +79,10 @@ def listed(
                 rows.append(letter.row() if by is None else _brief(letter))
     ordered = sorted(rows, key=lambda row: row["died"])
     if by is not None:
-        shell.output.rows(_grouped(ordered, by), (by, *GROUPED))
+        groups = _grouped(ordered, by)
+        shell.output.rows([_fitted(row) for row in groups] if shell.output.table else groups, (by, *GROUPED))
     else:
-        shell.output.rows([_short(row) for row in ordered] if shell.output.table else ordered, COLUMNS)
+        shell.output.rows([_fitted(_short(row)) for row in ordered] if shell.output.table else ordered, COLUMNS)
     total = sum(counts[name] for name in (counts if everything else status or ["waiting"]))
     told = ", ".join(f"{count:,} {name}" for name, count in counts.most_common()) or "no dead letters"
     shell.output.note(told + (f"; the newest {limit} are shown, raise --limit" if not by and total > limit else ""))
@@ -188,7 +192,7 @@ def discard(
     from schemas.dead import Became
 
     chosen = filters.read()
-    if not chosen.filter.told() and chosen.topic is None:
+    if chosen.everything:
         raise InvalidError(
             "this would discard every dead letter there is", code="TAPE-1010",
             hint="name jobs, or a filter such as --code TAPE-6003 or --older 30d",
@@ -235,8 +239,21 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
         "tenant": row["tenant"] if row["tenant"] != "default" else "",
         "status": row["status"] if row["status"] != "waiting" else "",
         "replays": row["replays"] or "",
-        "problem": line if len(line) <= TEXT else line[: TEXT - 1] + "…",
+        "problem": _cut(line, TEXT),
     }
+
+
+def _fitted(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose texts leave room for each other: anybody may write a letter, and anything into it."""
+    return {
+        name: _cut("".join(one if one.isprintable() else " " for one in value), WIDEST.get(name, NAME))
+        if isinstance(value, str) else value
+        for name, value in row.items()
+    }  # fmt: skip
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _brief(letter: Letter) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from producers.cli.exits import Exit
 from producers.cli.options import grouped
 from producers.cli.shell import Shell
 from producers.cli.sieve import Filters, desk
-from schemas.errors import ConflictError
+from schemas.errors import ConflictError, InvalidError
 
 if TYPE_CHECKING:
     from producers.redrive.pace import Pace
@@ -69,6 +69,7 @@ def plan(
     patch: Annotated[Path | None, typer.Option(help="A JSON Patch (RFC 6902) that mends every payload.")] = None,
     max_replays: Annotated[int, typer.Option(min=1, help="Leave jobs that came back so often.")] = 3,
     reason: Annotated[str, typer.Option(help="Why; it is kept in the audit trail.")] = "",
+    everything: Annotated[bool, typer.Option("--all", help="Every letter that waits, without any filter.")] = False,
     *,
     filters: Filters,
 ) -> None:
@@ -81,6 +82,13 @@ def plan(
     from producers.redrive.plan import plan as make
 
     chosen = filters.read()
+    if chosen.everything and not everything:
+        raise InvalidError(
+            "this would plan for every dead letter there is", code="TAPE-1010", field="--all",
+            hint="name jobs, or a filter such as --code TAPE-6003; or say --all, if you mean every one",
+        )  # fmt: skip
+    if everything and not chosen.everything:
+        raise InvalidError("--all and a filter contradict each other", code="TAPE-1010", field="--all", hint="give one")
     mend = Patch.load(patch) if patch else None
     with desk(shell) as found:
         topics = chosen.topics(found)
@@ -122,6 +130,8 @@ def status(context: typer.Context, redrive: Id) -> int:
     with desk(shell) as found:
         kept = state.load(found.blobs, redrive).redrive
         seen = survey(found, kept)
+    if foreign := seen.moved - seen.tally.moved:
+        shell.output.note(_unfollowed(foreign))
     row = told(kept) | {"moved": seen.moved, "ended": seen.tally.settled, "failed": seen.tally.failed}
     if shell.output.table:
         row |= {"again": ", ".join(seen.failures[:5])} if seen.failures else {}
@@ -245,13 +255,19 @@ def _run(shell: Shell, identity: str, pace: Pace, *, resumed: bool) -> int:
         shell.output.note(f"{count:,} left: {reason}")
     if done.phase is Phase.HALTED:
         shell.output.note(done.notes[-1].what)
-    if done.phase is Phase.DONE and done.moved > done.settled:
-        shell.output.note(f"{done.moved - done.settled:,} of those it moved have not ended yet; nobody halts it now")
+    if runner.foreign:
+        shell.output.note(_unfollowed(runner.foreign))
+    if done.phase is Phase.DONE and runner.open:
+        shell.output.note(f"{runner.open:,} of those it moved have not ended yet; nobody halts it now")
         shell.output.next(f"tape dead redrive status {identity}")
     _next(shell, done, [])
     if done.phase is Phase.HALTED:
         return Exit.PARTLY
     return Exit.JOB if pace.wait and done.failed else Exit.OK
+
+
+def _unfollowed(count: int) -> str:
+    return f"{count:,} of those it moved went to other systems' topics; their outcomes are not followed"
 
 
 def _reporter(shell: Shell) -> Callable[[Redrive], None]:

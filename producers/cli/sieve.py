@@ -29,6 +29,11 @@ class Chosen(NamedTuple):
         """Return the dead-letter topics to read. Raises `NotFoundError` (TAPE-2004)."""
         return desk.dead(self.kinds, self.topic)
 
+    @property
+    def everything(self) -> bool:
+        """Whether nothing narrows it; what is empty does not, as it comes of a shell variable that is not set."""
+        return self.topic is None and not any(self.filter.told().values())
+
 
 @dataclass(frozen=True)
 class Filters:

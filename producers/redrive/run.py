@@ -73,6 +73,7 @@ class Runner:
             self._follow(lines, stack)
             try:
                 self._carrier.learn(lines)
+                self._expect(line.letter for line in lines)
                 if self._kept.redrive.phase is Phase.CANARY:
                     self._canary(lines)
                 self._move(lines, Metronome(self._kept.redrive.rate, self._clock))
@@ -88,6 +89,17 @@ class Runner:
         """The letters that were not moved, and why."""
         return dict(self._carrier.left)
 
+    @property
+    def open(self) -> int:
+        """How many jobs it moved that have not ended, as far as it saw."""
+        fates = self._carrier.moved.values()
+        return self._watch.tally(fate.letter for fate in fates if ours(self._desk.names, fate.target)).open
+
+    @property
+    def foreign(self) -> int:
+        """How many letters went to other systems' topics: nobody tells what becomes of them."""
+        return sum(not ours(self._desk.names, fate.target) for fate in self._carrier.moved.values())
+
     def _begin(self) -> None:
         now, redrive = self._desk.now(), self._kept.redrive
         fields: dict[str, Any] = {"runner": self._me, "started_at": redrive.started_at or now}
@@ -102,12 +114,16 @@ class Runner:
         self._save(noted(fresh, what, by=self._desk.who, now=now))
 
     def _follow(self, lines: Iterable[Line], stack: ExitStack) -> None:
-        for line in lines:
-            if ours(self._desk.names, line.target):
-                self._watch.expect(line.job, line.letter, line.replays + 1)
-        if self._watch.marks:
+        if any(ours(self._desk.names, line.target) for line in lines):
             since = (self._kept.redrive.started_at or self._desk.now()) - SLACK
             self._feed = stack.enter_context(self._desk.follower.follow(self._desk.names.events, since=since))
+
+    def _expect(self, letters: Iterable[str]) -> None:
+        """Look out for the ends of those letters that were moved, before any event of their return is read."""
+        for letter in letters:
+            fate = self._carrier.moved.get(letter)
+            if fate is not None and ours(self._desk.names, fate.target):
+                self._watch.expect(fate)
 
     def _canary(self, lines: list[Line]) -> None:
         redrive = self._kept.redrive
@@ -174,6 +190,7 @@ class Runner:
             self._sleep(min(left, STEP_S))
         beat.went(len(letters))
         self._carrier.carry(topic, letters)
+        self._expect(str(letter.place) for letter in letters)
 
     def _end(self) -> Redrive:
         if self._pace.wait:
@@ -235,7 +252,7 @@ class Runner:
         return some
 
     def _tally(self) -> Tally:
-        return self._watch.tally(fate.job for fate in self._carrier.moved.values() if self._counts(fate))
+        return self._watch.tally(fate.letter for fate in self._carrier.moved.values() if self._counts(fate))
 
     def _counts(self, fate: Fate) -> bool:
         """Whether a job's end is waited for: it is one of ours, and was not moved before the redrive was halted."""

@@ -28,7 +28,7 @@ def survey(desk: Desk, redrive: Redrive) -> Survey:
     watch = Watch()
     told = [fate for fate in fates if ours(desk.names, fate.target)]
     for fate in told:
-        watch.expect(fate.job, fate.letter, fate.replay)
+        watch.expect(fate)
     if told and redrive.started_at is not None:
         try:
             with desk.follower.read(desk.names.events, since=redrive.started_at - SLACK) as feed:
@@ -36,4 +36,4 @@ def survey(desk: Desk, redrive: Redrive) -> Survey:
                     watch.take(batch)
         except NotFoundError:
             pass
-    return Survey(len(fates), watch.tally(fate.job for fate in told), watch.failures())
+    return Survey(len(fates), watch.tally(fate.letter for fate in told), watch.failures())

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from schemas.dead import Fate
 from schemas.errors import InvalidError
 from schemas.event import FINAL, STATE_OF, Event, EventType, State
 from schemas.ids import derived_id
@@ -35,52 +36,63 @@ def queued_id(job: str, letter: str, replay: int) -> str:
     return derived_id(job, EventType.QUEUED, "redrive", letter, str(replay))
 
 
+@dataclass(slots=True)
+class _Life:
+    """What a letter's return came to: `queued` once the event that tells of it was seen."""
+
+    queued: bool = False
+    end: State | None = None
+
+
 @dataclass
 class Watch:
-    """Ends of jobs, counted from the event that tells of their redrive: all before it is of an earlier life."""
+    """Ends of jobs, counted from the event that tells of their redrive: all before it is of an earlier life.
 
-    marks: dict[str, str] = field(default_factory=dict)
-    _armed: set[str] = field(default_factory=set)
-    _ends: dict[str, State] = field(default_factory=dict)
+    Several letters may be of one job. Nothing tells which of them an end is of, so it is that of all which are queued
+    by then. And only a dead job lives again: another end stands for those queued later, whose worker may keep silent.
+    """
 
-    def expect(self, job: str, letter: str, replay: int) -> None:
-        """Look out for a job's end after its `replay`-th return, by this letter."""
-        mark = queued_id(job, letter, replay)
-        if self.marks.get(job) != mark:
-            self.marks[job] = mark
-            self._armed.discard(job)
-            self._ends.pop(job, None)
+    _jobs: dict[str, dict[str, _Life]] = field(default_factory=dict)
+    _letters: dict[str, _Life] = field(default_factory=dict)
+
+    def expect(self, fate: Fate) -> None:
+        """Look out for the end of a job that was moved; its return must not have been read yet."""
+        if fate.letter not in self._letters:
+            life = self._letters[fate.letter] = _Life()
+            self._jobs.setdefault(fate.job, {})[queued_id(fate.job, fate.letter, fate.replay)] = life
 
     def take(self, batch: Iterable[Received]) -> None:
         """Read a batch of events, in their order."""
         for record in batch:
-            job = (record.key or b"").decode("utf-8", "replace")
-            mark = self.marks.get(job)
-            if mark is None or record.value is None or job in self._ends:
+            lives = self._jobs.get((record.key or b"").decode("utf-8", "replace"), {})
+            if record.value is None or all(life.end for life in lives.values()):
                 continue
             try:
                 event = Event.model_validate_json(record.value)
             except ValueError:
                 continue
-            if event.id == mark:
-                self._armed.add(job)
-            state = STATE_OF[event.type]
-            if job in self._armed and state in FINAL and state is not None:
-                self._ends[job] = state
+            end = STATE_OF[event.type]
+            if event.id in lives:
+                lives[event.id].queued = True
+                end = next((life.end for life in lives.values() if life.end not in {None, State.DEAD}), None)
+            if end in FINAL:
+                for life in lives.values():
+                    life.end = life.end or (end if life.queued else None)
 
-    def tally(self, jobs: Iterable[str]) -> Tally:
-        """Return how these jobs fare."""
+    def tally(self, letters: Iterable[str]) -> Tally:
+        """Return how the jobs of these letters fare."""
         moved = settled = failed = 0
-        for job in jobs:
+        for letter in letters:
             moved += 1
-            end = self._ends.get(job)
+            life = self._letters.get(letter)
+            end = None if life is None else life.end
             settled += end is not None
             failed += end in FAILED
         return Tally(moved, settled, failed)
 
     def failures(self) -> list[str]:
         """Return the jobs that failed again."""
-        return [job for job, end in self._ends.items() if end in FAILED]
+        return [job for job, lives in self._jobs.items() if any(life.end in FAILED for life in lives.values())]
 
 
 def trips(tally: Tally, percent: float, least: int) -> bool:

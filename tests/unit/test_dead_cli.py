@@ -12,6 +12,7 @@ from dead_rig import Rig
 
 from producers.cli.exits import Exit
 from producers.dead.desk import Desk
+from producers.redrive.pace import Pace
 from schemas.event import EventType
 
 
@@ -33,6 +34,18 @@ def fill(rig: Rig) -> None:
     rig.bury("train-1", "training", body={"params": {"base": "builtin:b"}, "tenant": "acme"})
 
 
+def hostile(rig: Rig, fields: set[str], text: str) -> None:
+    """Write a letter that nobody checked, with this text in these fields."""
+    rig.bury("b")
+    first = dict(rig.entries(rig.names.dead("inference"))[-1].headers)
+    told = json.loads(first.pop("tape-dead-json") or b"")
+    if "code" in fields:  # which the JSON may not hold
+        first["tape-dead-code"] = text.encode()
+    else:
+        first["tape-dead-json"] = json.dumps(told | dict.fromkeys(fields, text)).encode()
+    rig.append(rig.names.dead("inference"), b"b", json.dumps({"tenant": text}).encode(), list(first.items()))
+
+
 class TestLook:
     def test_ls_is_json_in_a_pipe_and_a_table_on_request(self, rig: Rig, tape: Tape) -> None:
         fill(rig)
@@ -50,7 +63,25 @@ class TestLook:
         assert (first["code"], first["letters"], first["kinds"]) == ("TAPE-6003", 5, "inference, training")
         assert (second["code"], second["problem"]) == ("TAPE-5002", "the store does not answer")
         for by in ("class", "kind", "tenant", "model", "status"):
-            assert sum(row["letters"] for row in tape("ls", "--by", by).rows) == 7
+            assert sum(row["letters"] for row in tape("ls", "--all", "--by", by).rows) == 7
+
+    @pytest.mark.parametrize("fields", [{"job"}, {"kind"}, {"code"}, {"tenant"}, {"code", "tenant"}, {"job", "kind"}])
+    def test_a_hostile_letter_leaves_the_others_readable(
+        self, rig: Rig, tape: Tape, monkeypatch: pytest.MonkeyPatch, fields: set[str]
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "160")
+        job, long = "01a1fd8b-e27a-79e8-9618-4d19f7350748", "y\x1b[2J\n" + "z" * 5_000
+        rig.bury(job)
+        hostile(rig, fields, long)
+        table = tape("ls", "--all", "--output", "table").out
+        (line,) = [line for line in table.splitlines() if job in line]
+        assert {"inference", "TAPE-6003", "resource"} <= set(line.split())
+        assert ("…" in table, "\x1b" in table, len(table.splitlines()) < 12) == (True, False, True)
+        assert all(long in [row[field] for row in tape("ls", "--all").rows] for field in fields), "JSON is whole"
+        for by in ("code", "tenant", "kind"):
+            groups = tape("ls", "--all", "--by", by)
+            assert by not in fields or long in [row[by] for row in groups.rows]
+            assert tape("ls", "--all", "--by", by, "--output", "table").out.count("z") < 200
 
     def test_ls_of_nothing(self, rig: Rig, tape: Tape) -> None:
         found = tape("ls")
@@ -79,11 +110,15 @@ class TestLook:
             (["show", "tape.dead.inference/0/9"], Exit.NOT_FOUND, "TAPE-2005"),
             (["discard", "--reason", "x"], Exit.USAGE, "every dead letter"),
             (["discard", "nobody", "--reason", "x"], Exit.NOT_FOUND, "tape dead ls --all"),
+            (["discard", "--text", "", "--reason", "x"], Exit.USAGE, "every dead letter"),
             (["import", "none.jsonl", "--reason", "x"], Exit.NOT_FOUND, "TAPE-2003"),
+            (["redrive", "plan"], Exit.USAGE, "TAPE-1010 this would plan for every dead letter there is"),
+            (["redrive", "plan", "", "--model", "", "--since", ""], Exit.USAGE, "or say --all"),
+            (["redrive", "plan", "--all", "--code", "TAPE-6003"], Exit.USAGE, "contradict"),
             (["redrive", "run", "nobody"], Exit.NOT_FOUND, "TAPE-2006"),
             (["redrive", "status", "../x"], Exit.NOT_FOUND, "TAPE-2006"),
             (["redrive", "halt", "nobody"], Exit.NOT_FOUND, "TAPE-2006"),
-            (["redrive", "plan", "--patch", "none.json"], Exit.NOT_FOUND, "TAPE-2003"),
+            (["redrive", "plan", "--all", "--patch", "none.json"], Exit.NOT_FOUND, "TAPE-2003"),
         ],
     )
     def test_mistakes_are_told_with_a_way_out(
@@ -183,32 +218,40 @@ class TestRedrive:
 
     def test_a_plan_with_jobs_that_killed_their_workers_warns(self, rig: Rig, tape: Tape) -> None:
         fill(rig)
-        assert "careful" not in tape("redrive", "plan").err
+        assert "careful" not in tape("redrive", "plan", "--all").err
         rig.bury("killer", code="TAPE-6002")
-        assert "careful: 1 of them killed their workers" in tape("redrive", "plan").err
+        assert "careful: 1 of them killed their workers" in tape("redrive", "plan", "--all").err
 
     def test_a_plan_for_nothing_is_not_kept(self, rig: Rig, tape: Tape) -> None:
-        found = tape("redrive", "plan")
+        found = tape("redrive", "plan", "--all")
         assert (found.code, found.row["letters"]) == (Exit.OK, 0)
         assert "no redrives yet" in tape("redrive", "ls").err
 
     def test_a_halted_one_says_so_by_its_exit_code(self, rig: Rig, tape: Tape) -> None:
         fill(rig)
-        name = tape("redrive", "plan").row["id"]
+        name = tape("redrive", "plan", "--all").row["id"]
         assert tape("redrive", "halt", name, "--reason", "wait").row["state"] == "halted"
         refused = tape("redrive", "run", name)
         assert (refused.code, f"tape dead redrive resume {name}" in refused.err) == (Exit.INVALID, True)
         assert tape("redrive", "status", name).code == Exit.PARTLY
         assert tape("redrive", "resume", name).row["moved"] == 7
 
+    def test_jobs_that_ended_before_a_halt_are_not_called_open_after_it(self, rig: Rig, tape: Tape) -> None:
+        fill(rig)
+        name = rig.plan().redrive.plan.id
+        assert rig.runner(name, Pace(canary=3), sleep=rig.play(lambda job: EventType.DEAD)).run().failed == 3
+        rig.sleep(60)
+        done = tape("redrive", "resume", name, "--canary", "0")
+        assert (done.row["moved"], "4 of those it moved have not ended yet" in done.err) == (7, True)
+
     def test_a_patch_that_nothing_takes(self, rig: Rig, tape: Tape, tmp_path: Path) -> None:
         fill(rig)
         patch = tmp_path / "patch.json"
         patch.write_text('[{"op": "replace", "path": "/params/prompt", "value": "x"}]')
-        found = tape("redrive", "plan", "--patch", str(patch))
+        found = tape("redrive", "plan", "--all", "--patch", str(patch))
         assert (found.row["letters"], found.row["skipped"]) == (6, {"the patch does not apply": 1})
         patch.write_text('[{"op": "explode", "path": "/a"}]')
-        refused = tape("redrive", "plan", "--patch", str(patch))
+        refused = tape("redrive", "plan", "--all", "--patch", str(patch))
         assert (refused.code, "TAPE-1012" in refused.err) == (Exit.INVALID, True)
 
     def test_a_topic_of_another_system(self, rig: Rig, tape: Tape) -> None:
@@ -218,6 +261,10 @@ class TestRedrive:
                    ("kafka_dlt-exception-fqcn", b"com.acme.Slow")])  # fmt: skip
         assert tape("ls", "--topic", "orders-dlt").row["code"] == "Slow"
         name = tape("redrive", "plan", "--topic", "orders-dlt").row["id"]
-        assert tape("redrive", "run", name, "--canary", "1").row["moved"] == 1
+        done = tape("redrive", "run", name, "--canary", "1")
+        told = "1 of those it moved went to other systems' topics; their outcomes are not followed"
+        assert (done.row["moved"], told in done.err, "not ended yet" in done.err) == (1, True, False)
+        assert told in tape("redrive", "status", name).err
+        assert "not ended yet" not in tape("redrive", "run", name).err
         assert len(rig.entries("orders")) == 1
         assert tape("ls", "--topic", "orders-dlt").out == ""

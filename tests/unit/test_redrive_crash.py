@@ -234,3 +234,31 @@ def test_a_runner_that_dies_at_any_step_is_followed_by_one_that_does_the_rest(af
         if fuse.steps < steps:
             break
     assert steps > 6, "it had no step to die at"
+
+
+@pytest.mark.parametrize("end", [EventType.SUCCEEDED, EventType.DEAD])
+def test_two_letters_of_one_job_are_followed_to_their_end_after_any_crash(end: EventType) -> None:
+    steps = 0
+    while True:
+        steps += 1
+        rig = Rig()
+        for _ in range(2):
+            rig.bury("job")
+        identity = rig.plan().redrive.plan.id
+        fuse, told = Fuse(steps, crash), [0]
+
+        def work(seconds: float, rig: Rig = rig, told: list[int] = told) -> None:
+            rig.sleep(seconds)
+            for _ in rig.jobs()[told[0] :]:
+                rig.tell("job", end)
+            told[0] = len(rig.jobs())
+
+        pace = Pace(canary=1, halt_above=100, wait=True)
+        with suppress(Crash):
+            rig.runner(identity, pace, desk=fused(rig, fuse), sleep=work).run()
+        done = rig.runner(identity, pace, sleep=work).run()
+        assert (done.phase, done.moved, done.settled) == (Phase.DONE, 2, 2)
+        assert done.failed == (2 if end is EventType.DEAD else 0)
+        if fuse.steps < steps:
+            break
+    assert steps > 6, "it had no step to die at"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,6 +109,57 @@ class TestCanary:
         done = rig.runner(fresh, Pace(canary=3, canary_timeout_s=5)).run()
         assert (done.phase, done.moved, done.failed) == (Phase.HALTED, 3, 0)
         assert "have not ended within 5 s" in done.notes[-1].what
+
+
+class TestTwoLettersOfOneJob:
+    """One bad submission that was sent twice under one key: two dead records, and one job."""
+
+    @pytest.mark.parametrize("end", ["succeeded", "failed", "cancelled", "expired", "dead"])
+    @pytest.mark.parametrize("pace", [Pace(canary=1), Pace(canary=2), Pace(rate=1), Pace()], ids=str)
+    def test_it_ends_however_the_job_does(self, pace: Pace, end: str) -> None:
+        rig, _ = filled(1)
+        rig.bury("job-0")
+        name = rig.plan().redrive.plan.id
+        told: set[tuple[int, int]] = set()
+
+        def sleep(seconds: float) -> None:  # a worker tells of every record, also of one whose job it knows
+            rig.sleep(seconds)
+            for entry in rig.jobs():
+                if (place := (entry.partition, entry.offset)) not in told:
+                    told.add(place)
+                    rig.tell("job-0", EventType(end))
+
+        done = rig.runner(name, replace(pace, halt_above=100, wait=True), sleep=sleep).run()
+        failed = 2 if end in {"failed", "expired", "dead"} else 0
+        assert (done.phase, done.moved, done.settled, done.failed) == (Phase.DONE, 2, 2, failed)
+        found = survey(rig.desk, done)
+        assert (found.tally, found.failures) == (Tally(2, 2, failed), ["job-0"] if failed else [])
+
+    def test_a_bad_canary_halts_and_the_other_letter_stays(self) -> None:
+        rig, _ = filled(1)
+        rig.bury("job-0")
+        done = rig.runner(rig.plan().redrive.plan.id, Pace(canary=1), sleep=rig.play(BAD)).run()
+        assert (done.phase, done.moved, done.failed) == (Phase.HALTED, 1, 1)
+
+    def test_the_second_needs_no_word_of_its_own_once_the_job_has_ended(self) -> None:
+        rig, _ = filled(1)
+        rig.bury("job-0")
+        done = rig.runner(rig.plan().redrive.plan.id, Pace(canary=1, wait=True), sleep=rig.play(GOOD)).run()
+        assert (done.phase, done.settled, done.failed) == (Phase.DONE, 2, 0)
+
+    def test_a_death_is_no_end_for_a_letter_that_returns_after_it(self) -> None:
+        rig, _ = filled(1)
+        rig.bury("job-0")
+        pace = Pace(canary=1, canary_timeout_s=5, halt_above=100, wait=True)
+        first = rig.play(BAD)
+
+        def sleep(seconds: float) -> None:
+            first(seconds)
+            if len(rig.jobs()) == 2:
+                rig.tell("job-0", EventType.SUCCEEDED)
+
+        done = rig.runner(rig.plan().redrive.plan.id, pace, sleep=sleep).run()
+        assert (done.phase, done.settled, done.failed) == (Phase.DONE, 2, 1)
 
 
 class TestRamp:
