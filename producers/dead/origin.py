@@ -9,12 +9,13 @@ and the last place is this record's); Kafka Connect, `DeadLetterQueueReporter` (
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
 from schemas.dead import DISPOSITION, HEADER, DeadLetter
+from schemas.past import LINE
 
 Headers = Sequence[tuple[str, bytes | None]]
 
@@ -51,10 +52,16 @@ class Origin:
     who: str = ""
     time: datetime | None = None
     letter: DeadLetter | None = None
+    line: str = ""
 
     @property
     def place(self) -> str | None:
-        """TOPIC/PARTITION/OFFSET of the record that died, where all of it is told."""
+        """TOPIC/PARTITION/OFFSET of the record that died, or of the one that it was a copy of, where all of it is told.
+
+        A worker that dies between a copy and the acknowledgement of its original may leave a letter for each.
+        """
+        if self.line:
+            return self.line
         if self.topic is None or self.partition is None or self.offset is None:
             return None
         return f"{self.topic}/{self.partition}/{self.offset}"
@@ -65,8 +72,14 @@ def read(headers: Headers) -> Origin:
     for name, _ in reversed(headers):
         for prefix, reader in _READERS.items():
             if name.startswith(prefix):
-                return reader(headers)
+                found = reader(headers)
+                return replace(found, line=_line(headers)) if found.dialect is Dialect.TICKERTAPE else found
     return Origin(Dialect.UNKNOWN)
+
+
+def _line(headers: Headers) -> str:
+    told = next((raw for name, raw in headers if name == LINE and raw), b"")
+    return told.decode("utf-8", "replace")
 
 
 def original(headers: Headers) -> list[tuple[str, bytes | None]]:

@@ -19,7 +19,7 @@ from producers.dead.view import people
 from producers.redrive.decide import decide, resend
 from schemas.dead import HEADER, Became, Place
 from schemas.errors import InvalidError, NotFoundError
-from schemas.past import Past, Try
+from schemas.past import LINE, Past, Try
 from schemas.topics import Names
 
 ORIGINALS = [("ce_subject", b"desk-7"), ("x-own", b"\xff\x00"), ("x-null", None)]
@@ -145,6 +145,16 @@ class TestLetters:
             assert raised.value.code == "TAPE-2005"
         with pytest.raises(NotFoundError, match="does not exist"):
             rig.desk.dead(["nonsense"])
+
+    def test_two_copies_of_one_record_leave_one_letter_to_decide_on(self) -> None:
+        """A worker died between the copy and the acknowledgement, and both were buried."""
+        rig = Rig()
+        topic = rig.names.jobs("inference", "bulk")
+        rig.bury("j", offset=7)
+        rig.bury("j", offset=100, headers=[(LINE, f"{topic}/0/7".encode())])
+        rig.bury("j", offset=101)
+        first, second, other = rig.desk.letters(rig.desk.dead())
+        assert (first.status, second.status, other.status) == ("waiting", "twin", "waiting")
 
     def test_what_became_of_one_counts_for_its_twin(self) -> None:
         rig = Rig()
