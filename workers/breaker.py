@@ -35,6 +35,8 @@ from workers.failures import fingerprint
 
 _LOG = structlog.get_logger("tickertape.breaker")
 NEUTRAL = frozenset({FailureClass.INVALID, FailureClass.PERMANENT})
+KIND = "kind:"
+"""Before a kind's name: the breaker of all that its jobs need and nobody named."""
 """Classes that say nothing about a dependency: the job itself is at fault."""
 KEPT = 64
 """Failures that are remembered for one dependency."""
@@ -119,8 +121,13 @@ class Order:
 Step = tuple[Circuit, Order | None]
 
 
-def report(circuit: Circuit, job: str, look: str | None, *, me: str, now: float, rules: Rules, chance: float) -> Step:
-    """Take in a verdict on the dependency: `look` is the failure's fingerprint, None a success."""
+def report(
+    circuit: Circuit, job: str, look: str | None, *, me: str, now: float, rules: Rules, chance: float, row: bool = True
+) -> Step:
+    """Take in a verdict on the dependency: `look` is the failure's fingerprint, None a success.
+
+    Without `row` it counts for failures that are alike, and not for failures in a row.
+    """
     if circuit.state is BreakerState.HALF_OPEN and circuit.holder == me and circuit.probe == job:
         settled = replace(circuit, asked=now)
         if look is None:
@@ -131,7 +138,7 @@ def report(circuit: Circuit, job: str, look: str | None, *, me: str, now: float,
         return circuit, None
     if look is None:
         return _well(circuit, now, rules), None
-    circuit = _remember(circuit, Seen(now, job, look), rules)
+    circuit = _remember(circuit, Seen(now, job, look), rules, row)
     reason = _outage(circuit, look, rules)
     if reason is None or now - circuit.asked < rules.answer_s:
         return circuit, None
@@ -147,11 +154,13 @@ def _well(circuit: Circuit, now: float, rules: Rules) -> Circuit:
     return replace(circuit, successes=circuit.successes + 1, streak=0, crowd=frozenset())
 
 
-def _remember(circuit: Circuit, last: Seen, rules: Rules) -> Circuit:
+def _remember(circuit: Circuit, last: Seen, rules: Rules, row: bool) -> Circuit:
     kept = (*(one for one in circuit.seen if last.at - one.at <= rules.window_s), last)[-KEPT:]
     before = len(circuit.seen)
     fresh = circuit.successes * (len(kept) - 1) // before if before else 0  # successes age with the failures
     crowd = circuit.crowd if len(circuit.crowd) > rules.jobs else circuit.crowd | {last.job}
+    if not row:
+        return replace(circuit, seen=kept, successes=fresh)
     return replace(circuit, seen=kept, successes=fresh, streak=circuit.streak + 1, crowd=crowd)
 
 
@@ -271,9 +280,13 @@ class Breakers:
             self._give_back(job, dependency)
             return
         look = None if failure is None else fingerprint(failure.code, failure.message)
+        # Jobs that kill their processes in different ways are poison, and their neighbours go on.
+        poison = failure is not None and failure.failure is FailureClass.CRASHED and dependency.startswith(KIND)
         with self._lock:
-            before = circuits.get(dependency, _FRESH)
-            found = report(before, job, look, me=self._me, now=self._clock(), rules=self._rules, chance=self._chance())
+            found = report(
+                circuits.get(dependency, _FRESH), job, look, me=self._me, now=self._clock(), rules=self._rules,
+                chance=self._chance(), row=not poison,
+            )  # fmt: skip
             circuits[dependency] = found[0]
         self._say(dependency, found)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from schemas.errors import TapeError, UnavailableError
 from schemas.outcome import Failed, Failure, Succeeded, Verdict
 from workers.attempt import Attempt
-from workers.breaker import Allowed, Breakers, Paused
+from workers.breaker import KIND, Allowed, Breakers, Paused
 from workers.failures import dependency, suspect
 from workers.kinds import Kind
 from workers.probe import apart
@@ -98,7 +98,7 @@ class Gate:
 
     def _report(self, attempt: Attempt, failure: Failure) -> None:
         named, own = dependency(failure), self._needs[attempt.kind.name]
-        self._breakers.report(attempt.id, named if named in own else f"kind:{attempt.kind.name}", failure)
+        self._breakers.report(attempt.id, named if named in own else f"{KIND}{attempt.kind.name}", failure)
 
     def ended(self, attempt: Attempt) -> None:
         """The attempt is over, whatever came of it."""
@@ -113,7 +113,7 @@ class Gate:
 def needs(kind: Kind) -> tuple[str, ...]:
     """Return the dependencies of a kind, by the names of their breakers."""
     store = ("store",) if kind.recorded else ()
-    return (*dict.fromkeys((*store, *kind.needs)), f"kind:{kind.name}")
+    return (*dict.fromkeys((*store, *kind.needs)), f"{KIND}{kind.name}")
 
 
 def _away(name: str, reason: str, seconds: float) -> TapeError:

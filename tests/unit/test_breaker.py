@@ -60,6 +60,19 @@ def test_different_failures_in_a_row_open_it() -> None:
     assert [message.reason for message in fleet.log.records] == ["5 failures in a row, of 2 jobs or more"]
 
 
+def test_jobs_that_kill_their_processes_in_different_ways_stop_no_neighbour() -> None:
+    """Three attempts each, and a quiet fleet: six failures in a row of two jobs; three that die alike are an outage."""
+    fleet = Fleet(1)
+    one = fleet.members[0].breakers
+    for _ in range(3):
+        one.report("j1", "kind:heavy", failed(FailureClass.CRASHED, "killed by signal 11"))
+        one.report("j2", "kind:heavy", failed(FailureClass.CRASHED, "ended with status three"))
+    assert fleet.log.records == []
+    for job in ("j3", "j4"):
+        one.report(job, "kind:heavy", failed(FailureClass.CRASHED, "killed by signal 11"))
+    assert [message.reason for message in fleet.log.records] == ["3 jobs failed alike within 60 s"]
+
+
 def test_rare_failures_among_many_successes_open_nothing() -> None:
     fleet = Fleet(1)
     one = fleet.members[0].breakers
