@@ -32,18 +32,34 @@ def add(app: typer.Typer) -> None:
 
 
 def watch(context: typer.Context, job: Job, since: Since = None, timeout: Timeout = None) -> int:
-    """Print a job's events as they come, those of the past first, until it ends."""
+    """Print a job's events as they come, those of the past first, until it ends; a terminal draws how far it is."""
     shell: Shell = context.obj
     limit = duration(timeout, "--timeout").total_seconds() if timeout else None
     with shell.client() as client:
         handle = client.job(job, since=moment(since, "--since") if since else None)
         if handle.state() is None:
             shell.output.note("no event tells of this job yet; waiting for one")
-        last: Event | None = None
-        for last in handle.watch(limit):
-            shell.output.line(last.model_dump(mode="json", exclude_none=True), describe(last))
+        last = _drawn(shell, handle, limit) if shell.output.live else _printed(shell, handle, limit)
         shell.output.next(f"tape result {job}")
         return Exit.OK if last is not None and last.type == "succeeded" else Exit.JOB
+
+
+def _printed(shell: Shell, handle: JobHandle, limit: float | None) -> Event | None:
+    last: Event | None = None
+    for last in handle.watch(limit):
+        shell.output.line(last.model_dump(mode="json", exclude_none=True), describe(last))
+    return last
+
+
+def _drawn(shell: Shell, handle: JobHandle, limit: float | None) -> Event | None:
+    """The steps of a training are a line that changes, everything else stays to be read."""
+    from producers.cli.live import Course, screen
+
+    course, last = Course(), None
+    with screen(shell.output.console()) as draw:
+        for last in handle.watch(limit):
+            draw("" if course.take(last.progress) else describe(last), course)
+    return last
 
 
 def result(

@@ -68,6 +68,11 @@ class Output:
         """Whether people read this."""
         return self.format is Format.TABLE
 
+    @property
+    def live(self) -> bool:
+        """Whether a terminal shows this, where a line can be drawn again."""
+        return self.table and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
     def rows(self, rows: Iterable[Row], columns: Sequence[str] | None = None) -> None:
         """Print rows; a table shows `columns` only, the other formats everything."""
         if self.format is Format.JSONL:
