@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,9 @@ CACHE = Path(os.environ.get("TAPE_CACHE", "~/.cache/tickertape")).expanduser()
 def pytest_configure(config: pytest.Config) -> None:
     # kafka-python reads its message definitions through a call that Python 3.11 deprecates and 3.13 takes back.
     config.addinivalue_line("filterwarnings", "ignore:(read|open)_text is deprecated:DeprecationWarning")
+    # A shell starts what runs in the background deaf to Ctrl-C, and so would be everything that the tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
