@@ -43,13 +43,14 @@ def write(path: Path, size: int) -> int:
     return count
 
 
-def run(code: str, *arguments: str) -> tuple[float, float, str]:
-    """Run code in a process of its own; return its seconds, its peak memory in MB and what it printed."""
+def run(code: str, *arguments: str) -> tuple[float, float, float]:
+    """Run code in a process of its own; return its seconds, those of a core, and its peak memory in MB."""
     began = time.monotonic()
-    script = f"{code}\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    told = "import resource; used = resource.getrusage(resource.RUSAGE_SELF)\n"
+    script = f"{code}\n{told}print(used.ru_utime + used.ru_stime, used.ru_maxrss)"
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
-    *told, peak = done.stdout.splitlines()
-    return time.monotonic() - began, int(peak) * (1 if sys.platform == "darwin" else 1024) / 1e6, " ".join(told)
+    core, peak = done.stdout.splitlines()[-1].split()
+    return time.monotonic() - began, float(core), int(peak) * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def main() -> None:
@@ -62,13 +63,13 @@ def main() -> None:
         count = write(path, int(given.gb * 1e9))
         megabytes = path.stat().st_size / 1e6
         print(f"{megabytes:,.0f} MB, {count:,} rows")
-        print("| what | s | MB/s | rows/s | peak memory, MB | beside parsing |")
-        print("|---|---|---|---|---|---|")
-        plain, *_ = first = run(PARSE, str(path))
-        for name, (seconds, peak, _) in (("parse", first), ("check", run(CHECK, str(path), folder))):
+        print("| what | s | MB/s | rows/s | s of a core | to parsing | peak memory, MB |")
+        print("|---|---|---|---|---|---|---|")
+        first = run(PARSE, str(path))
+        for name, (seconds, core, peak) in (("parse", first), ("check", run(CHECK, str(path), folder))):
             print(
-                f"| {name} | {seconds:.0f} | {megabytes / seconds:.0f} | {count / seconds:,.0f} | {peak:.0f} "
-                f"| {plain / seconds:.2f}x |"
+                f"| {name} | {seconds:.0f} | {megabytes / seconds:.0f} | {count / seconds:,.0f} | {core:.0f} "
+                f"| {core / first[1]:.1f}x | {peak:.0f} |"
             )
 
 
