@@ -15,7 +15,7 @@ from typing import Final
 from schemas.dataset import DatasetVersion, Part, Rule
 from schemas.errors import InvalidError, NotFoundError
 from wire.blobs import Blobs
-from wire.blobs.manifest import blob_name, digest_of
+from wire.blobs.manifest import blob_name, digest_of, send
 from wire.registry import Registry
 from wire.rows.check import Report
 
@@ -46,20 +46,19 @@ def register(
     """
     faults = report.errors if fixed is None else {}
     gone = fixed or {}
-    unread = [part.source.name for part in report.parts if not part.whole]
-    if faults or unread or not all(part.count for part in report.parts):
+    if faults or report.unread or not all(part.count for part in report.parts):
         raise InvalidError("a data set with errors is not registered", code="TAPE-1014", name=name)
     parts: dict[str, Part] = {}
     for part in report.parts:
         digest, size = digest_of(part.rows)
-        _put(blobs, part.rows, digest)
+        send(blobs, part.rows, digest, size)
         source, _ = digest_of(part.source)
         parts[part.name] = Part(
             sha256=digest, size=size, rows=part.count, source=part.source.name, source_sha256=source, recipe=recipe
         )
-    told, _ = digest_of(report.problems)
+    told, size = digest_of(report.problems)
     if report.counts:
-        _put(blobs, report.problems, told)
+        send(blobs, report.problems, told, size)
     content = "\n".join(f"{name}:{part.sha256}" for name, part in sorted(parts.items()))
     version = DatasetVersion(
         name=name,
@@ -74,6 +73,11 @@ def register(
         report=told if report.counts else None,
     )
     return registry(blobs).add(version)
+
+
+def part_for(kind: str, use: str) -> str:
+    """Return which part of a data set a kind of job means by one of its fields, where a reference names none."""
+    return "validation" if use == "validation" else "train" if kind == "training" else "test"
 
 
 def find(blobs: Blobs, reference: str, *, part: str) -> tuple[DatasetVersion, str]:
@@ -105,10 +109,3 @@ def fetch(blobs: Blobs, part: Part, cache: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         blobs.fetch(blob_name(part.sha256), path, sha256=part.sha256)
     return path
-
-
-def _put(blobs: Blobs, path: Path, digest: str) -> None:
-    try:
-        blobs.stat(blob_name(digest))
-    except NotFoundError:
-        blobs.put(blob_name(digest), path, sha256=digest)

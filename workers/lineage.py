@@ -52,8 +52,7 @@ def pinned(params: Training, context: Context) -> Training:
 
 def _version(ref: str, context: Context, use: str) -> str:
     if ref.startswith(datasets.SCHEME):
-        part = "validation" if use == "validation" else "train"
-        return datasets.pinned(*datasets.find(context.store, ref, part=part))
+        return datasets.pinned(*datasets.find(context.store, ref, part=datasets.part_for(context.kind, use)))
     version = found(ref, context)
     return ref if version is None else f"{SCHEME}{version.name}@{version.version}"
 

@@ -57,7 +57,7 @@ def resolve(ref: str, context: Context, *, field: str) -> Path:
     if scheme == "model":
         return _model(ref, context, field)
     if scheme == "dataset":
-        version, part = datasets.find(context.store, ref, part="test")
+        version, part = datasets.find(context.store, ref, part=datasets.part_for(context.kind, field))
         return datasets.fetch(context.store, version.parts[part], cache)
     if scheme == "builtin" and rest in BUILTIN:
         from workers.llm.bases import smollm2

@@ -80,14 +80,12 @@ def register(
     shell: Shell = context.obj
     from producers.dead.desk import myself
     from schemas.dataset import Rule
-    from wire.blobs import open_store
     from wire.datasets import register as registered
     from wire.registry import checked
 
     checked(name)
     with _checked(file, reading, mask=mask) as (found, report):
-        unread = [part.source.name for part in report.parts if not part.whole]
-        _tell(shell, report, reading.report, fixing=fix and not unread, masked=mask)
+        _tell(shell, report, reading.report, fixing=fix and not report.unread, masked=mask)
         fixed = found.fix() if fix else None
         if mask and (hidden := report.counts[Rule.PERSONAL]):
             fixed = (fixed or Counter()) + Counter({Rule.PERSONAL: hidden})
@@ -95,7 +93,7 @@ def register(
             raise InvalidError("nothing is left of a part once it is mended", code="TAPE-1014", file=str(file))
         with shell.quiet(broker=False):
             version = registered(
-                open_store(shell.settings), name, report,
+                shell.blobs, name, report,
                 recipe=reading.recipe, by=myself(), now=datetime.now(UTC), fixed=fixed,
             )  # fmt: skip
     shell.output.record(_row(version) | {"left_out": dict(version.fixed)})
@@ -110,10 +108,9 @@ def listed(
 ) -> None:
     """List the data sets with their newest version, or the versions of one."""
     shell: Shell = context.obj
-    from wire.blobs import open_store
     from wire.datasets import registry
 
-    found = registry(open_store(shell.settings))
+    found = registry(shell.blobs)
     versions = [found.find(one) for one in found.names()] if name is None else found.versions(name)
     shell.output.rows([_row(one) for one in versions], COLUMNS)
     if not versions:
@@ -124,10 +121,9 @@ def listed(
 def show(context: typer.Context, name: Named) -> None:
     """Show a version: its parts, what was wrong with it, and where it came from."""
     shell: Shell = context.obj
-    from wire.blobs import open_store
     from wire.datasets import pinned, registry
 
-    version = registry(open_store(shell.settings)).find(name)
+    version = registry(shell.blobs).find(name)
     row = _row(version) | {"fixed": dict(version.fixed), "report": version.report}
     for part, held in version.parts.items():
         row[part] = {"reference": pinned(version, part), **held.model_dump()}
@@ -141,11 +137,10 @@ def get(
 ) -> None:
     """Write the parts of a version to a folder, every byte verified."""
     shell: Shell = context.obj
-    from wire.blobs import open_store
     from wire.blobs.manifest import blob_name
     from wire.datasets import registry
 
-    store = open_store(shell.settings)
+    store = shell.blobs
     version = registry(store).find(name)
     to.mkdir(parents=True, exist_ok=True)
     for part, held in version.parts.items():
@@ -215,8 +210,7 @@ def _tell(shell: Shell, report: Report, everything: Path | None, *, fixing: bool
     if errors and not fixing:
         told = ", ".join(f"{count:,} {rule}" for rule, count in errors.items())
         first = next((one for one in problems if one.error), None)
-        unread = [part.source.name for part in report.parts if not part.whole]
-        hint = f"{unread[0]} cannot be read to its end: mend it" if unread else None
+        hint = f"{report.unread[0]} cannot be read to its end: mend it" if report.unread else None
         place: dict[str, Any] = {"file": first.file, "line": first.line, "field": first.field} if first else {}
         raise InvalidError(f"{sum(errors.values()):,} errors: {told}", code="TAPE-1014", hint=hint, **place)
 

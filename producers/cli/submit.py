@@ -64,12 +64,13 @@ def submit(
     """Submit a job; prints its id when the broker has it on disk."""
     shell: Shell = context.obj
     from producers.request import Request
+    from wire.datasets import part_for
 
     found, options = given.read(), treatment.read()
     files = {name: text for name, text in (("data", given.data), ("validation", given.validation)) if text is not None}
     limit = duration(wait_timeout, "--wait-timeout").total_seconds() if wait_timeout else None
     with shell.client() as client:
-        found |= {name: _reference(shell, client, text, dry_run, _part(kind, name)) for name, text in files.items()}
+        found |= {name: _reference(shell, client, text, dry_run, part_for(kind, name)) for name, text in files.items()}
         request = Request(kind, found, **options)
         if dry_run:
             _show(shell, client, request)
@@ -83,11 +84,6 @@ def submit(
             return
         shell.output.record({"job": handle.id, "kind": kind, "lane": treatment.lane})
         shell.output.next(f"tape watch {handle.id}", f"tape result {handle.id} --wait")
-
-
-def _part(kind: str, name: str) -> str:
-    """Which part of a data set is meant where a reference names none."""
-    return "validation" if name == "validation" else "train" if kind == "training" else "test"
 
 
 def _reference(shell: Shell, client: Client, text: str, dry_run: bool, part: str) -> str:

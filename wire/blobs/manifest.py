@@ -47,7 +47,7 @@ def publish(
             raise InvalidError(
                 f"{path!r} cannot be in an artifact: {error.errors()[0]['msg']}", field="path"
             ) from error
-        _send(blobs, source, digest, size)
+        send(blobs, source, digest, size)
     if not listed:
         raise InvalidError("there is no file to publish", field="files", hint="write the files first")
     data = _encode(Manifest(name=name, kind=kind, job=job, files=listed, metadata=dict(metadata or {})))
@@ -126,7 +126,8 @@ def digest_of(source: Path | bytes) -> tuple[str, int]:
         raise NotFoundError(f"{source} cannot be read: {error.strerror}", code="TAPE-2003", file=str(source)) from error
 
 
-def _send(blobs: Blobs, source: Path | bytes, digest: str, size: int) -> None:
+def send(blobs: Blobs, source: Path | bytes, digest: str, size: int) -> None:
+    """Store bytes under their hash; those that are there already are not sent again."""
     with suppress(NotFoundError):
         if blobs.stat(blob_name(digest)).size == size:
             return

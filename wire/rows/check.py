@@ -80,6 +80,11 @@ class Report:
     parts: tuple[Part, ...]
 
     @property
+    def unread(self) -> list[str]:
+        """The files that could not be read to their ends."""
+        return [part.source.name for part in self.parts if not part.whole]
+
+    @property
     def errors(self) -> dict[Rule, int]:
         """What keeps it from being trained on."""
         return {rule: self.counts[rule] for rule in Rule if self.counts[rule] and rule not in WARNINGS}
@@ -181,10 +186,11 @@ class Check:
         """Return a row in its one shape; tell what looks personal in it. Raises `UnicodeEncodeError`."""
         plain = row.plain()
         data = (json.dumps(plain, ensure_ascii=False) + "\n").encode()
-        for kind, words in {kind: words for text in _texts(row) for kind, words in personal(text)}.items():
+        found = {kind: words for text in _texts(row) for kind, words in personal(text)}
+        for kind, words in found.items():
             self._tell(Rule.PERSONAL, part, row.line, kind, f"this looks like somebody's {kind}: {_hidden(words)}")
-            if self._mask:
-                data = (json.dumps(_masked(plain), ensure_ascii=False) + "\n").encode()
+        if found and self._mask:
+            data = (json.dumps(_masked(plain), ensure_ascii=False) + "\n").encode()
         if part.labels is not None:
             part.labels[row.completion.strip()] += 1
             if len(part.labels) > LABELS or len(row.completion) > LABEL:
