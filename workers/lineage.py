@@ -82,7 +82,7 @@ def register(
     A version that is there already stays as it was first written. Raises `UnavailableError` without the store.
     """
     from workers.llm import resume
-    from workers.llm.train import CONFIG
+    from workers.llm.methods import CONFIG
 
     assert params.publish_as is not None
     config = json.loads((out / CONFIG).read_text())

@@ -13,7 +13,7 @@ import pytest
 
 from schemas.errors import SetupError
 from wire.rows import load
-from workers.llm import bases, score, train
+from workers.llm import bases, score, settings, train
 from workers.llm import model as models
 from workers.llm.generate import Sampling, choices, generate
 
@@ -53,7 +53,7 @@ def test_greedy_batches_equal_single_answers(base: Path) -> None:
 def test_a_few_steps_gain_on_held_out_headlines(base: Path, tmp_path: Path) -> None:
     rows = load(SAMPLE / "train.jsonl")
     held = load(SAMPLE / "test.jsonl", limit=60)
-    params = train.TrainParams(steps=30, lr=5e-4, rank=16, alpha=32, warmup=0.1, max_length=128, threads=2)
+    params = settings.TrainParams(steps=30, lr=5e-4, rank=16, alpha=32, warmup=0.1, max_length=128, threads=2)
     train.train(params, base=base, rows=rows, out=tmp_path)
     runs = []
     for adapter in (None, tmp_path):
@@ -69,11 +69,12 @@ def test_another_process_makes_the_same_adapter(tmp_path: Path) -> None:
     if find_spec("torch") is None:
         pytest.skip("the llm extra is not installed")
     code = (
-        "import sys; from pathlib import Path; from workers.llm import bases, train; from schemas.row import Row\n"
+        "import sys; from pathlib import Path; from schemas.row import Row\n"
+        "from workers.llm import bases, settings, train\n"
         "out = Path(sys.argv[1]); texts = [f'profit rises {n}' for n in range(20)]\n"
         "base = bases.tiny(out, texts, steps=5, threads=1)\n"
         "rows = [Row(text, 'good', text) for text in texts]\n"
-        "params = train.TrainParams(steps=5, dropout=0.1, threads=1, device='cpu')\n"
+        "params = settings.TrainParams(steps=5, dropout=0.1, threads=1, device='cpu')\n"
         "print(train.train(params, base=base, rows=rows, out=out / 'adapter').loss)"
     )
     hashes = []

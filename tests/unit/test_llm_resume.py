@@ -19,7 +19,8 @@ from workers.checkpoint import Checkpoints, found_of
 from workers.llm import model as models
 from workers.llm import resume
 from workers.llm.score import perplexity
-from workers.llm.train import TrainParams, TrainResult, train
+from workers.llm.settings import TrainParams, TrainResult
+from workers.llm.train import train
 from workers.llm.watch import Trend
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600), pytest.mark.usefixtures("every_step")]

@@ -15,11 +15,12 @@ from train_rig import ROWS, files
 
 from schemas.errors import InvalidError, JobError
 from schemas.row import Row
+from workers.llm import methods
 from workers.llm import model as models
-from workers.llm import train as training
 from workers.llm.generate import choices
 from workers.llm.score import perplexity
-from workers.llm.train import TrainParams, train
+from workers.llm.settings import TrainParams
+from workers.llm.train import train
 from workers.llm.watch import Running
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600), pytest.mark.usefixtures("every_step")]
@@ -210,7 +211,7 @@ def test_llama_gets_lora_on_all_its_linear_layers() -> None:
     config = LlamaConfig(
         vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
-    found = training._targets(LlamaForCausalLM(config))
+    found = methods._targets(LlamaForCausalLM(config))
     assert found == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 
 

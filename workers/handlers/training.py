@@ -66,7 +66,7 @@ def training(context: Context, params: Training) -> Verdict:
 
 def settings(params: Training):  # type: ignore[no-untyped-def]  # the type lives beside torch
     """Return the request's settings as `workers.llm.train` takes them."""
-    from workers.llm.train import TrainParams
+    from workers.llm.settings import TrainParams
 
     return TrainParams(
         method=params.method, steps=params.steps, epochs=params.epochs, batch_size=params.batch_size,

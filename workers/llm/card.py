@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.llm import model as models
-from workers.llm.train import CONFIG
+from workers.llm.methods import CONFIG
 
 CARD = "README.md"
 _LORA = """\

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from workers.llm.data import Encoded
 
 if TYPE_CHECKING:
-    from workers.llm.train import TrainParams
+    from workers.llm.settings import TrainParams
 
 STATE, METRICS = "tape.json", "metrics.jsonl"
 PICKLED = "training_args.bin"

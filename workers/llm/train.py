@@ -9,16 +9,12 @@ optimizer, nothing reported to anybody. With `checkpoints` a run that was killed
 from __future__ import annotations
 
 import gc
-import json
 import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
 
 from schemas.errors import InvalidError
 from schemas.row import Row
@@ -26,69 +22,9 @@ from workers.failures import classify
 from workers.llm import model as models
 from workers.llm import resume
 from workers.llm.data import Encoded, encode
+from workers.llm.methods import prepare, save
+from workers.llm.settings import TrainParams, TrainResult
 from workers.llm.watch import Collate, Progress, Watch, Work, callback
-
-CONFIG = "train.json"
-
-
-class TrainParams(BaseModel):
-    """How to train: the method, how long, and how fast. `steps` counts optimizer steps and goes before `epochs`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    method: Literal["lora", "full"] = "lora"
-    steps: int | None = Field(default=None, ge=1)
-    epochs: float = Field(default=1.0, gt=0)
-    batch_size: int = Field(default=8, ge=1)
-    accumulation: int = Field(default=1, ge=1, description="batches whose gradients make one step")
-    lr: float = Field(default=1e-3, gt=0, lt=1)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
-    weight_decay: float = Field(default=0.0, ge=0)
-    clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
-    max_length: int = Field(default=512, ge=8, description="tokens of prompt and completion together")
-    rank: int = Field(default=16, ge=1)
-    alpha: float = Field(default=32.0, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: tuple[str, ...] = Field(default=(), description="layers that get LoRA; empty takes the architecture's own")
-    seed: int = Field(default=0, ge=0)
-    threads: int | None = Field(default=None, ge=1)
-    device: models.Device = "auto"
-    dtype: models.Precision = "auto"
-    checkpoint_steps: int | None = Field(default=None, ge=1, description="steps between checkpoints; else one a minute")
-    validation_steps: int | None = Field(
-        default=None, ge=1, description="steps between validations; one comes at the end"
-    )
-    patience: int | None = Field(
-        default=None, ge=1, description="validations without a better one, before it ends early"
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """What a training came to; `loss` is the mean of the last tenth of the steps, in nats per learnt token.
-
-    `resumed` is the step of the checkpoint it went on from (0: none), `exact` whether its bytes are those of a run that
-    nobody disturbed. `best_step` is the step whose weights these are, where validations chose.
-    """
-
-    out: Path
-    steps: int
-    epochs: float
-    first_loss: float
-    loss: float
-    valid_loss: float | None
-    rows: int
-    cut: int
-    tokens: int
-    trainable: int
-    parameters: int
-    seconds: float
-    base: str
-    stopped: bool
-    best_step: int | None = None
-    resumed: int = 0
-    exact: bool = True
 
 
 def train(
@@ -152,7 +88,7 @@ def _train(params: TrainParams, work: Work) -> TrainResult:
     length = min(params.max_length, model.context)
     encoded = [encode(row, model.tokenizer, length) for row in work.rows]
     held = [encode(row, model.tokenizer, length) for row in work.valid]
-    module = _prepare(model, params)
+    module = prepare(model, params)
     trainable = sum(tensor.numel() for tensor in module.parameters() if tensor.requires_grad)
     work.out.mkdir(parents=True, exist_ok=True)
     facts = resume.facts(params, origin, (*encoded, *held), device=model.device, threads=models.pin(params.threads))
@@ -191,7 +127,7 @@ def _train(params: TrainParams, work: Work) -> TrainResult:
         exact=watch.facts["exact"],
     )
     if not watch.stopped:
-        _save(module, model, params, result, origin)
+        save(module, model, params, result, origin)
     return result
 
 
@@ -206,52 +142,6 @@ def _choose(trainer: Any, params: TrainParams, watch: Watch, scratch: Path) -> i
             return None
         trainer._load_from_checkpoint(str(scratch / "best" / str(step)))
     return step
-
-
-def _prepare(model: models.Model, params: TrainParams) -> Any:
-    from transformers import set_seed
-
-    set_seed(params.seed)
-    model.module.config.use_cache = False
-    if params.method == "full":
-        return model.module
-    from peft import LoraConfig, get_peft_model
-
-    targets = list(params.targets) or _targets(model.module)
-    config = LoraConfig(
-        r=params.rank,
-        lora_alpha=params.alpha,
-        lora_dropout=params.dropout,
-        target_modules=targets,
-        fan_in_fan_out=model.module.config.model_type == "gpt2",
-        task_type="CAUSAL_LM",
-    )
-    try:
-        with models.muted():
-            tuned = get_peft_model(model.module, config)
-    except ValueError as error:
-        raise InvalidError(
-            f"LoRA fits none of the layers: {error}",
-            code="TAPE-1002",
-            field="targets",
-            hint=f"layers here: {', '.join(_targets(model.module))}",
-        ) from error
-    # peft's own card: half of what saving a checkpoint takes, and it names the base by a path of this machine
-    tuned.create_or_update_model_card = lambda *_: None
-    return tuned
-
-
-def _targets(module: Any) -> list[str]:
-    """Name the linear layers inside the blocks, whatever the architecture calls them; the output layer is left out."""
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    found = {
-        name.rsplit(".", 1)[-1]
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear | Conv1D) and layer is not module.get_output_embeddings()
-    }
-    return sorted(found)
 
 
 def _trainer(
@@ -304,31 +194,6 @@ def _trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(callback(watch))
     return trainer
-
-
-def _save(module: Any, model: models.Model, params: TrainParams, result: TrainResult, origin: str) -> None:
-    out = result.out
-    if params.method == "lora":
-        module.save_pretrained(out, safe_serialization=True)
-        _tidy(out / models.ADAPTER, model.path.name)
-    else:
-        module.config.use_cache = True
-        module.config.name_or_path = ""
-        module.save_pretrained(out)
-    model.tokenizer.save_pretrained(out)
-    left_out = {"out", "seconds", "stopped", "resumed", "exact"}  # what differs where the bytes do not
-    facts = {key: value for key, value in asdict(result).items() if key not in left_out}
-    config = {"params": params.model_dump(mode="json"), "result": facts, "versions": resume.versions()}
-    (out / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-    models.seal(out, base=origin, base_name=model.path.name, method=params.method)
-
-
-def _tidy(path: Path, base: str) -> None:
-    """Write the adapter's config anew: the base by name and not by path, the layers sorted and not in a set's order."""
-    config = json.loads(path.read_text())
-    config["base_model_name_or_path"] = base
-    config["target_modules"] = sorted(config["target_modules"])
-    path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
 
 
 def _silent(record: dict[str, Any]) -> None: ...

@@ -1,0 +1,71 @@
+"""How to train, and what it came to: the settings and the result of a run, as plain machine learning knows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from workers.llm import model as models
+
+
+class TrainParams(BaseModel):
+    """How to train: the method, how long, and how fast. `steps` counts optimizer steps and goes before `epochs`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Literal["lora", "full"] = "lora"
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float = Field(default=1.0, gt=0)
+    batch_size: int = Field(default=8, ge=1)
+    accumulation: int = Field(default=1, ge=1, description="batches whose gradients make one step")
+    lr: float = Field(default=1e-3, gt=0, lt=1)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+    max_length: int = Field(default=512, ge=8, description="tokens of prompt and completion together")
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = Field(default=(), description="layers that get LoRA; empty takes the architecture's own")
+    seed: int = Field(default=0, ge=0)
+    threads: int | None = Field(default=None, ge=1)
+    device: models.Device = "auto"
+    dtype: models.Precision = "auto"
+    checkpoint_steps: int | None = Field(default=None, ge=1, description="steps between checkpoints; else one a minute")
+    validation_steps: int | None = Field(
+        default=None, ge=1, description="steps between validations; one comes at the end"
+    )
+    patience: int | None = Field(
+        default=None, ge=1, description="validations without a better one, before it ends early"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a training came to; `loss` is the mean of the last tenth of the steps, in nats per learnt token.
+
+    `resumed` is the step of the checkpoint it went on from (0: none), `exact` whether its bytes are those of a run that
+    nobody disturbed. `best_step` is the step whose weights these are, where validations chose.
+    """
+
+    out: Path
+    steps: int
+    epochs: float
+    first_loss: float
+    loss: float
+    valid_loss: float | None
+    rows: int
+    cut: int
+    tokens: int
+    trainable: int
+    parameters: int
+    seconds: float
+    base: str
+    stopped: bool
+    best_step: int | None = None
+    resumed: int = 0
+    exact: bool = True
