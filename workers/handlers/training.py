@@ -40,7 +40,8 @@ def training(context: Context, params: Training) -> Verdict:
     with context.checkpoints() as kept:
         done = train.train(
             settings(params), base=base, rows=rows, valid=valid, out=out, checkpoints=kept,
-            progress=lambda told: context.progress(**told), should_stop=lambda: context.cancelled,
+            progress=lambda told: context.progress(**told, **(context.spent() if "eta_s" in told else {})),
+            should_stop=lambda: context.cancelled,
         )  # fmt: skip
     if done.stopped:
         return Cancelled()
@@ -61,7 +62,8 @@ def training(context: Context, params: Training) -> Verdict:
     artifact = context.keep(name, out, **result, request=params.model_dump(mode="json"))
     if params.publish_as:
         result["model"] = register(context, params, fixed, out=out, artifact=artifact, result=result)
-    return Succeeded(result=result, artifacts=[artifact], usage=Usage(training_tokens=done.tokens))
+    usage = Usage(training_tokens=done.tokens, training_samples=done.samples)
+    return Succeeded(result=result, artifacts=[artifact], usage=usage)
 
 
 def settings(params: Training):  # type: ignore[no-untyped-def]  # the type lives beside torch
