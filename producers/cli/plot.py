@@ -126,7 +126,9 @@ def _smoothed(series: Series, weight: float) -> Series:
 
     from producers.plot.series import smoothed
 
-    return replace(series, smooth=smoothed(series.y, weight)) if weight else series
+    # validations are far apart, and each is a mean already: a running mean of them would lag behind the truth
+    wanted = weight > 0 and not series.metric.startswith("valid_")
+    return replace(series, smooth=smoothed(series.y, weight)) if wanted else series
 
 
 def _write(out: Path, form: str, series: list[Series], axis: Axis, title: str) -> None:

@@ -200,9 +200,11 @@ class TestPictures:
         assert re.search(r"1 +step +8\n", out)
 
     def test_json_holds_every_point_smoothed_if_asked(self, tape: Tape, ports: MemoryPorts) -> None:
-        job = trained(ports, line(1, 4.0), line(2, 1.0))
-        (row,) = json.loads(tape("--output", "table", "plot", job, "--json", "--smooth", "0.5").out)
-        assert row["points"] == [[1.0, 4.0], [2.0, 2.0]]
+        job = trained(ports, line(1, 4.0, valid_loss=4.0), line(2, 1.0, valid_loss=1.0))
+        both = ("--metric", "loss", "--metric", "valid_loss")
+        smooth, bare = json.loads(tape("--output", "table", "plot", job, "--json", "--smooth", "0.5", *both).out)
+        assert smooth["points"] == [[1.0, 4.0], [2.0, 2.0]]
+        assert bare["points"] == [[1.0, 4.0], [2.0, 1.0]], "a validation is what it is"
 
     @pytest.mark.parametrize("form", ["png", "svg", "html"])
     def test_a_file_is_the_same_each_time(self, tape: Tape, ports: MemoryPorts, tmp_path: Path, form: str) -> None:

@@ -51,8 +51,9 @@ def training(context: Context, params: Training) -> Verdict:
             settings(params), base=base, rows=rows, valid=valid, out=out, checkpoints=kept,
             progress=told, should_stop=lambda: context.cancelled,
         )  # fmt: skip
+    usage = Usage(training_tokens=done.tokens, training_samples=done.samples)
     if done.stopped:
-        return Cancelled()
+        return Cancelled(usage=usage)
     context.check()
     card.write(
         out, base=label(fixed.base), data={use: (label(getattr(fixed, use)), found) for use, found in hashes.items()}
@@ -71,7 +72,6 @@ def training(context: Context, params: Training) -> Verdict:
     artifact = context.keep(name, out, **result, request=params.model_dump(mode="json"))
     if params.publish_as:
         result["model"] = register(context, params, fixed, out=out, artifact=artifact, result=result)
-    usage = Usage(training_tokens=done.tokens, training_samples=done.samples)
     return Succeeded(result=result, artifacts=[artifact, *more], usage=usage)
 
 
