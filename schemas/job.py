@@ -87,6 +87,10 @@ class Training(Strict):
     publish_as: Name | None = Field(
         default=None, description="the name under which the result is registered as a version of a model"
     )
+    report_to: list[Literal["mlflow", "wandb"]] = Field(
+        default_factory=list, max_length=2, description="what else keeps the metrics: files in the artifact `reports`"
+    )
+    run_name: Name | None = Field(default=None, description="what the run is called there; default: the job's id")
 
     @model_validator(mode="after")
     def _validates_on_something(self) -> Self:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from schemas.job import Training
 from schemas.lineage import label
 from schemas.outcome import Cancelled, Succeeded, Usage, Verdict
@@ -11,6 +13,7 @@ from workers.handlers.models import probe
 from workers.kinds import kind
 from workers.lineage import pinned, register
 from workers.refs import MODELS, recipe_for, resolve
+from workers.report import Reports
 
 
 @kind("training", params=Training, max_attempts=3, needs=(MODELS,), probe=probe)
@@ -24,6 +27,7 @@ def training(context: Context, params: Training) -> Verdict:
     from wire.rows import load
     from workers.llm import card, train
 
+    reports = Reports(context, params)
     fixed = pinned(params, context)
     path = resolve(fixed.data, context, field="data")
     rows = load(path, recipe=recipe_for(fixed.data, params.recipe), limit=params.limit)
@@ -37,13 +41,19 @@ def training(context: Context, params: Training) -> Verdict:
     context.check()
     context.progress(step="train", rows=len(rows), validation_rows=len(valid))
     out = context.scratch / "model"
+
+    def told(record: dict[str, Any]) -> None:
+        context.progress(**record, **(context.spent() if "eta_s" in record else {}))
+        reports.seen(record)
+
     with context.checkpoints() as kept:
         done = train.train(
             settings(params), base=base, rows=rows, valid=valid, out=out, checkpoints=kept,
-            progress=lambda told: context.progress(**told), should_stop=lambda: context.cancelled,
+            progress=told, should_stop=lambda: context.cancelled,
         )  # fmt: skip
+    usage = Usage(training_tokens=done.tokens, training_samples=done.samples)
     if done.stopped:
-        return Cancelled()
+        return Cancelled(usage=usage)
     context.check()
     card.write(
         out, base=label(fixed.base), data={use: (label(getattr(fixed, use)), found) for use, found in hashes.items()}
@@ -56,12 +66,13 @@ def training(context: Context, params: Training) -> Verdict:
         "seconds": done.seconds, "best_step": done.best_step, "resumed_from": done.resumed, "exact": done.exact,
         **{f"{use}_sha256": found for use, found in hashes.items()},
     }  # fmt: skip
+    more = reports.write(out / "metrics.jsonl", result)
     name = "adapter" if params.method == "lora" else "model"
     context.progress(phase="publish")
     artifact = context.keep(name, out, **result, request=params.model_dump(mode="json"))
     if params.publish_as:
         result["model"] = register(context, params, fixed, out=out, artifact=artifact, result=result)
-    return Succeeded(result=result, artifacts=[artifact], usage=Usage(training_tokens=done.tokens))
+    return Succeeded(result=result, artifacts=[artifact, *more], usage=usage)
 
 
 def settings(params: Training):  # type: ignore[no-untyped-def]  # the type lives beside torch

@@ -49,7 +49,8 @@ class TrainResult:
     """What a training came to; `loss` is the mean of the last tenth of the steps, in nats per learnt token.
 
     `resumed` is the step of the checkpoint it went on from (0: none), `exact` whether its bytes are those of a run that
-    nobody disturbed. `best_step` is the step whose weights these are, where validations chose.
+    nobody disturbed. `best_step` is the step whose weights these are, where validations chose. `samples` are the rows
+    that were trained on, each as often as it was.
     """
 
     out: Path
@@ -69,3 +70,4 @@ class TrainResult:
     best_step: int | None = None
     resumed: int = 0
     exact: bool = True
+    samples: int = 0

@@ -40,7 +40,8 @@ def train(
 ) -> TrainResult:
     """Train on `rows`, measure the loss on `valid` at the end, and write the adapter or model to `out`.
 
-    `progress` gets a dict a step: step, steps, epoch, loss, lr, grad_norm, tokens_per_s, eta_s. Once `should_stop`
+    `progress` gets a dict a step: step, steps, epoch, loss, lr, grad_norm, tokens, samples,
+    tokens_per_s, eta_s. Once `should_stop`
     says so, training ends after the step with a last checkpoint, `stopped` is set and `out` holds no weights.
     With `patience` the weights of the best validation are taken, if `checkpoints` are kept.
     Where memory runs out, half as many rows are taken at a time and twice as many times, which `progress` hears of.
@@ -125,6 +126,7 @@ def _train(params: TrainParams, work: Work) -> TrainResult:
         best_step=chosen,
         resumed=watch.start,
         exact=watch.facts["exact"],
+        samples=watch.samples,
     )
     if not watch.stopped:
         save(module, model, params, result, origin)

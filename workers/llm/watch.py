@@ -96,7 +96,7 @@ class Collate:
 
         widest = max(len(row.input_ids) for row in rows)
         if id(rows[0]) in self.watch.learnt:  # not those of a validation
-            self.watch.loaded.append(sum(len(row.input_ids) for row in rows))
+            self.watch.loaded.append((sum(len(row.input_ids) for row in rows), len(rows)))
 
         def padded(values: Sequence[list[int]], filler: int) -> Any:
             return torch.tensor([[*value, *[filler] * (widest - len(value))] for value in values])
@@ -120,12 +120,12 @@ class Watch:
         self.metrics = self.path.open("w", encoding="utf-8")
         self.losses: list[float] = []
         self.learnt: set[int] = set()
-        self.loaded: deque[int] = deque()
+        self.loaded: deque[tuple[int, int]] = deque()
         self.valid_loss: float | None = None
         self.validated_at: int | None = None
         self.best: tuple[float, int] = (math.inf, 0)
         self.worse = self.part = 0
-        self.tokens = self.start = self.before = 0
+        self.tokens = self.samples = self.start = self.before = 0
         self.stopped = False
         self.began = self.saved_at = time.monotonic()
         self.told_at = float("-inf")
@@ -145,6 +145,7 @@ class Watch:
         state = resume.load(folder, self.path)
         self.metrics = self.path.open("a", encoding="utf-8")
         self.losses, self.tokens, self.start = state["losses"], state["tokens"], found.step
+        self.samples = state.get("samples", 0)  # that of an older version has none
         if state["validations"] is not None:
             self.valid_loss, self.validated_at, best, at, self.worse = state["validations"]
             self.best = best, at
@@ -160,7 +161,8 @@ class Watch:
 
     def trained(self) -> None:
         """A batch was trained on, the oldest of those that were loaded: some are loaded ahead."""
-        self.tokens += self.loaded.popleft()
+        tokens, rows = self.loaded.popleft()
+        self.tokens, self.samples = self.tokens + tokens, self.samples + rows
 
     def due(self, step: int) -> bool:
         """Whether to keep a checkpoint after this step: the last for now, or one that is due while none is sent."""
@@ -174,7 +176,7 @@ class Watch:
     def save(self, step: int, folder: Path) -> None:
         """Hand over what the Trainer saved."""
         assert self.work.checkpoints is not None
-        state = {"losses": self.losses, "tokens": self.tokens, "validations": None}
+        state = {"losses": self.losses, "tokens": self.tokens, "samples": self.samples, "validations": None}
         told = {}
         if self.validated_at is not None:
             state["validations"] = [self.valid_loss, self.validated_at, *self.best, self.worse]
@@ -234,6 +236,8 @@ class Watch:
             "loss": round(loss, 6),
             "lr": float(logs["learning_rate"]),
             "grad_norm": round(norm, 6),
+            "tokens": self.tokens,
+            "samples": self.samples,
             "tokens_per_s": round((self.tokens - self.before) / passed, 1) if passed else 0.0,
             "eta_s": round(passed / (step - self.start) * (steps - step), 1),
         }
