@@ -76,6 +76,9 @@ class Training(Strict):
     max_length: int = Field(default=256, ge=8, description="tokens of one example")
     seed: int = 0
     threads: int | None = Field(default=None, ge=1)
+    devices: int = Field(
+        default=1, ge=1, le=64, description="devices of one worker that share each batch; on a CPU: processes"
+    )
     limit: int | None = Field(default=None, ge=1, description="rows used at most")
     checkpoint_steps: int | None = Field(default=None, ge=1, description="steps between checkpoints; else one a minute")
     validation_steps: int | None = Field(
@@ -91,6 +94,12 @@ class Training(Strict):
         default_factory=list, max_length=2, description="what else keeps the metrics: files in the artifact `reports`"
     )
     run_name: Name | None = Field(default=None, description="what the run is called there; default: the job's id")
+
+    @model_validator(mode="after")
+    def _shares_its_batches(self) -> Self:
+        if self.batch_size % self.devices:
+            raise ValueError("`batch_size` is shared by the `devices`: it must be a multiple of them")
+        return self
 
     @model_validator(mode="after")
     def _validates_on_something(self) -> Self:

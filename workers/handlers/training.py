@@ -84,5 +84,6 @@ def settings(params: Training):  # type: ignore[no-untyped-def]  # the type live
         accumulation=params.accumulation, lr=params.learning_rate, schedule=params.schedule, warmup=params.warmup,
         weight_decay=params.weight_decay, max_length=params.max_length, rank=params.lora.rank, alpha=params.lora.alpha,
         dropout=params.lora.dropout, targets=tuple(params.lora.targets or ()), seed=params.seed, threads=params.threads,
+        devices=params.devices,
         checkpoint_steps=params.checkpoint_steps, validation_steps=params.validation_steps, patience=params.patience,
     )  # fmt: skip

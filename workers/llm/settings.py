@@ -34,6 +34,7 @@ class TrainParams(BaseModel):
     seed: int = Field(default=0, ge=0)
     threads: int | None = Field(default=None, ge=1)
     device: models.Device = "auto"
+    devices: int = Field(default=1, ge=1, description="devices here, or processes on a CPU, that share a batch")
     dtype: models.Precision = "auto"
     checkpoint_steps: int | None = Field(default=None, ge=1, description="steps between checkpoints; else one a minute")
     validation_steps: int | None = Field(
