@@ -1,8 +1,8 @@
-"""End a cancelled job that nobody runs: whoever asked should not wait until a worker comes to it. Pure.
+"""End a cancelled job that nobody runs: whoever asked should not wait until a worker comes to it.
 
 Its queue may be long, or its kind may be stopped by an open breaker. Where workers create outcomes once, as a client
 does here, it does no harm that one may just begin it: whoever is second finds the first's. Light jobs have their
-events only, so of them just those end here that are put off for a while.
+events only, so of them just those end here that are put off for a while. All but `keep` is pure.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
 
 from producers.fold import newest
-from schemas.errors import JobError
+from schemas.codec import dump, parse
+from schemas.errors import ConflictError, JobError
 from schemas.event import EVENT_OF, Event, EventType, end_id
 from schemas.job import PARAMS
-from schemas.outcome import Failure, Outcome, Status
+from schemas.outcome import Failure, Outcome, Status, outcome_name
+from wire.blobs import Blobs
 
 PUT_OFF = frozenset({EventType.POSTPONED, EventType.RETRYING})
 WAITING = PUT_OFF | {EventType.QUEUED}
@@ -44,6 +46,23 @@ def concluded(
         lane=last.lane, tenant=last.tenant, time=now, attempt=last.attempt, worker=by, labels=last.labels,
         failure=failure, outcome=outcome,
     )  # fmt: skip
+
+
+def keep(store: Blobs, outcome: Outcome, events: Iterable[Event]) -> None:
+    """Create the outcome of a job with these events, in the place of its death where it was sent back since.
+
+    Raises `ConflictError` where it has an outcome, or died without having told of it yet.
+    """
+    name = outcome_name(outcome.job)
+    try:
+        store.create(name, dump(outcome))
+    except ConflictError:
+        told = [event.outcome for event in events if event.type is EventType.DEAD]
+        with store.get(name) as reader:
+            first, etag = parse(Outcome, reader.read()), reader.blob.etag
+        if first.final or not told or told[-1] is None or told[-1].finished_at != first.finished_at:
+            raise
+        store.replace(name, dump(outcome.model_copy(update={"epoch": first.epoch})), etag)
 
 
 def _waits(last: Event) -> bool:

@@ -25,7 +25,7 @@ import structlog
 from opentelemetry import trace
 
 from producers import upload as uploads
-from producers.cancel import concluded
+from producers.cancel import concluded, keep
 from producers.feed import Feed
 from producers.handle import JobHandle, born
 from producers.ports import Ports
@@ -171,7 +171,7 @@ class Client:
         event = concluded(events, reason, by=f"client:{self.settings.tenant}", now=now)
         if event is not None and time.monotonic() < until:
             assert event.outcome is not None
-            self._ports.blobs.create(outcome_name(job), codec.dump(event.outcome))
+            keep(self._ports.blobs, event.outcome, events)
             told = event_message(event, self.names.events)
             self._await(self._ports.publish(told), told.topic)
 

@@ -28,7 +28,7 @@ from schemas.control import Breaker, BreakerState, private
 from schemas.errors import FailureClass, TapeError
 from schemas.outcome import Failure
 from schemas.past import Past
-from workers.circuit import FRESH, Circuit, Rules, Step, apply, ask, report
+from workers.circuit import FRESH, Circuit, Rules, Step, apply, ask, hand_on, report
 from workers.failures import REFUSED, fingerprint
 from workers.failures import dependency as owner
 
@@ -107,7 +107,14 @@ class Breakers:
         mine = private(dependency, self._me)
         if failure is None:
             self._judge(job, mine, None)
-        self._judge(job, mine if failure is not None and failure.code in REFUSED else dependency, failure)
+        refused = failure is not None and failure.code in REFUSED
+        self._judge(job, mine if refused else dependency, failure)
+        if refused:
+            with self._lock:
+                before = self._circuits.get(dependency, FRESH)
+                found = hand_on(before, job, me=self._me, now=self._clock(), rules=self._rules)
+                self._circuits[dependency] = found[0]
+            self._say(dependency, found)
 
     def _judge(self, job: str, dependency: str, failure: Failure | None) -> None:
         circuits = self._circuits
@@ -142,8 +149,14 @@ class Breakers:
         """Say whether jobs that need these dependencies may be taken now; claims the probe where one is due."""
         circuits = self._circuits
         names = {name for one in dependencies for name in (one, private(one, self._me))}
-        asked = sorted(name for name in names if not circuits.get(name, FRESH).quiet)
+        known = (name for name in names if not circuits.get(name, FRESH).quiet)
+        asked = sorted(known, key=lambda name: ("@" not in name, name))  # its own trouble first
         probes: list[str] = []
+        # Nobody claims the fleet's probe of one while another is away for him: the others could use it.
+        for name in asked:
+            circuit, wait, order = ask(circuits.get(name, FRESH), me=self._me, now=self._clock(), rules=self._rules)
+            if wait > 0 and order is None:
+                return self._paused(name, circuit, wait)
         # In one order everywhere, the next only when the last is held: two workers never wait for each other's claim.
         for name in asked:
             with self._lock:
@@ -152,11 +165,14 @@ class Breakers:
                 circuits[name] = circuit
             self._say(name, (circuit, order))
             if wait > 0:
-                reason = circuit.said.reason if circuit.said else "it is opening"
-                return Paused(self._now() + timedelta(seconds=wait), reason, name, wait)
+                return self._paused(name, circuit, wait)
             if circuit.state is BreakerState.HALF_OPEN:
                 probes.append(name)
         return Probe(tuple(probes)) if probes else Allowed()
+
+    def _paused(self, name: str, circuit: Circuit, wait: float) -> Paused:
+        reason = circuit.said.reason if circuit.said else "it is opening"
+        return Paused(self._now() + timedelta(seconds=wait), reason, name, wait)
 
     def take(self, probe: Probe, job: str) -> bool:
         """Make `job` the probe. False: the claim is gone meanwhile; postpone the job."""

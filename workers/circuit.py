@@ -35,6 +35,7 @@ class Rules:
     probe_s: float = 120.0
     spread_s: float = 2.0
     answer_s: float = 5.0
+    next_s: float = 1.0
 
     def pause(self, opened: int, chance: float) -> float:
         """Return how long the breaker stays open the `opened`-th time in a row (from 1); half of it is jitter."""
@@ -110,6 +111,14 @@ def report(
     if reason is None or now - circuit.asked < rules.answer_s:
         return circuit, None
     order = Order(BreakerState.OPEN, rules.pause(circuit.opened + 1, chance), circuit.opened + 1, reason, look)
+    return replace(circuit, asked=now), order
+
+
+def hand_on(circuit: Circuit, job: str, *, me: str, now: float, rules: Rules) -> Step:
+    """Let another worker try: the probe did not come so far that it could tell how the dependency is."""
+    if circuit.state is not BreakerState.HALF_OPEN or circuit.holder != me or circuit.probe != job:
+        return circuit, None
+    order = Order(BreakerState.OPEN, rules.next_s, circuit.opened, "its credentials were refused: another worker tries")
     return replace(circuit, asked=now), order
 
 

@@ -7,11 +7,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from producers.cancel import concluded
-from schemas.codec import dump
+from producers.cancel import concluded, keep
 from schemas.errors import ConflictError
 from schemas.event import Event, EventType
-from schemas.outcome import outcome_name
 from tests.simulation.hand import LIGHT
 from tests.unit.worker_twin import NAMES
 
@@ -76,8 +74,10 @@ def _conclude(world: World, choose: random.Random) -> None:
     waiting = Event(id=name, type=EventType.QUEUED, job=name, kind="say", time=now)
     told = concluded([waiting], "enough", by="client", now=now, recorded={"say"})
     assert told is not None and told.outcome is not None
+    dead = any(world.oracle.letters[at][1].job == name for at in world.letters())
+    events = [event for event in world.oracle.events if event.job == name and not dead]
     with suppress(ConflictError):
-        world.store.create(outcome_name(name), dump(told.outcome))
+        keep(world.store, told.outcome, events)
         if choose.random() < 0.8:  # else it dies in between
             world.log.append(NAMES.events, name.encode(), told.model_dump_json().encode())
 

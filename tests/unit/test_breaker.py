@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from schemas.control import Breaker
 from schemas.errors import FailureClass
 from schemas.outcome import Failure
 from schemas.past import Past, Try
@@ -76,6 +77,43 @@ def test_refused_credentials_stop_the_worker_that_has_them_and_no_other() -> Non
     assert one.allowed(["judge"]) == other.allowed(["store"]) == Allowed()
     assert one.disposition(away(**REFUSED), Past()) is Disposition.OUTAGE
     assert other.disposition(away(**REFUSED), Past()) is Disposition.NONE
+
+
+def test_who_is_refused_does_not_claim_the_probe_of_the_fleet() -> None:
+    fleet = Fleet()
+    one, other = fleet.members
+    long = NOW + timedelta(seconds=RULES.cap_s)
+    fleet.log.publish(
+        Breaker(dependency="store@w0", state=OPEN, epoch=1, worker="w0", since=NOW, until=long, opened=9, reason="no")
+    )
+    fleet.outage("judge")
+    fleet.outage("store")
+    fleet.time += RULES.base_s
+    for _ in range(9):
+        assert isinstance(found := one.breakers.allowed(["judge", "store"]), Paused) and found.dependency == "store@w0"
+        fleet.settle()
+        if isinstance(answer := other.breakers.allowed(["judge", "store"]), Probe):
+            assert other.breakers.take(answer, "p")
+            for name in ("judge", "store"):
+                other.breakers.report("p", name, None)
+        fleet.settle()
+        fleet.time += RULES.answer_s
+    assert fleet.states("judge") == fleet.states("store") == {CLOSED}
+
+
+def test_a_probe_that_is_refused_is_handed_on() -> None:
+    fleet = Fleet()
+    fleet.outage()
+    holder, probe = fleet.half_open()
+    (other,) = [member for member in fleet.members if member is not holder]
+    assert holder.breakers.take(probe, "p")
+    holder.breakers.report("p", "store", away(**REFUSED))
+    fleet.settle()
+    assert fleet.states() == {OPEN}
+    fleet.time += RULES.next_s + RULES.spread_s
+    assert isinstance(other.breakers.allowed(["store"]), Paused), "its claim is on the way"
+    fleet.settle()
+    assert other.breakers.allowed(["store"]) == Probe(("store",))
 
 
 def test_it_tries_its_credentials_again_with_one_job() -> None:
@@ -351,12 +389,13 @@ class AnyFleet(RuleBasedStateMachine):
             self.running[f"p{self.jobs}@{epoch}"] = member
 
     @precondition(lambda self: self.running)
-    @rule(verdict=st.sampled_from(["well", "away", "nothing"]))
+    @rule(verdict=st.sampled_from(["well", "away", "refused", "nothing"]))
     def probe_ends(self, verdict: str) -> None:
         label, member = self.running.popitem()
         job = label.partition("@")[0]
         if verdict != "nothing":
-            member.breakers.report(job, "store", None if verdict == "well" else away())
+            failure = {"well": None, "away": away(), "refused": away(**REFUSED)}[verdict]
+            member.breakers.report(job, "store", failure)
         member.breakers.ended(job)
 
     @rule(lost=st.booleans())

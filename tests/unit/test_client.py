@@ -27,7 +27,7 @@ from schemas.errors import (
 from schemas.event import Event, EventType
 from schemas.ids import derived_id, job_id, uuid7
 from schemas.job import Inference, Job, Training
-from schemas.outcome import Status
+from schemas.outcome import Outcome, Status
 from schemas.topics import MESSAGE_LIMIT
 from wire.settings import Settings
 
@@ -287,6 +287,29 @@ class TestOthers:
         client.cancel(job, "enough")
         assert client.outcome(job) is None
         assert all(one.outcome is None for one in client.scan(born(job), job=job))
+
+    def test_a_job_that_was_sent_back_from_the_dead_letters_ends_at_once(
+        self, client: Client, ports: MemoryPorts
+    ) -> None:
+        handle = client.submit("inference", PARAMS)
+        death = outcome(handle.id, Status.DEAD, epoch=3)
+        ports.blobs.create(f"runs/{handle.id}/outcome.json", codec.dump(death))
+        ports.tell(event(handle.id, EventType.DEAD, outcome=death))
+        ports.tell(event(handle.id, EventType.QUEUED, redrive="r"))
+        handle.cancel("enough")
+        found = client.outcome(handle.id)
+        assert found is not None and (found.status, found.epoch) == (Status.CANCELLED, 3)
+
+    def test_a_death_that_nobody_told_of_yet_stands(self, client: Client, ports: MemoryPorts) -> None:
+        """Its dead letter is on the way."""
+        handle = client.submit("inference", PARAMS)
+        first, second = (outcome(handle.id, Status.DEAD, epoch=epoch) for epoch in (1, 2))
+        ports.tell(event(handle.id, EventType.DEAD, outcome=first))
+        ports.tell(event(handle.id, EventType.QUEUED, redrive="r"))
+        ports.blobs.create(f"runs/{handle.id}/outcome.json", codec.dump(second))
+        handle.cancel("enough")
+        assert codec.parse(Outcome, ports.blobs.read(f"runs/{handle.id}/outcome.json")) == second
+        assert not [one for one in client.scan(born(handle.id), job=handle.id) if one.type is EventType.CANCELLED]
 
     def test_a_light_job_that_is_put_off_for_a_while_ends_at_once(self, client: Client, ports: MemoryPorts) -> None:
         job, due = uuid7(), datetime.now(UTC) + timedelta(minutes=1)

@@ -177,8 +177,8 @@ def _after(owner: Any, name: str, point: str) -> None:
 if POINT and "workers.child" not in sys.argv[0] and not sys.argv[0].endswith("child.py"):
     from workers.execute import Executor
     from workers.lease import LeaseLoop
-    from workers.settle import Settler
+    from workers.outcomes import Outcomes
 
     _before(Executor, "_attempt", "acquire")
-    _after(Settler, "_create", "outcome")
+    _after(Outcomes, "settle", "outcome")
     _before(LeaseLoop, "done", "acknowledge")
