@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.architecture import Architecture
 from workers.llm import model as models
 
 
@@ -16,7 +17,7 @@ class TrainParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Literal["lora", "full"] = "lora"
+    method: Literal["lora", "full", "pretrain", "distill"] = "lora"
     steps: int | None = Field(default=None, ge=1)
     epochs: float = Field(default=1.0, gt=0)
     batch_size: int = Field(default=8, ge=1)
@@ -42,6 +43,10 @@ class TrainParams(BaseModel):
     patience: int | None = Field(
         default=None, ge=1, description="validations without a better one, before it ends early"
     )
+    architecture: Architecture | None = Field(default=None, description="what a `pretrain` was built as")
+    temperature: float | None = Field(default=None, gt=0)
+    teacher_share: float | None = Field(default=None, ge=0, le=1)
+    teacher: Path | None = Field(default=None, exclude=True, description="a place on this machine: written nowhere")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,8 @@ class TrainResult:
     """What a training came to; `loss` is the mean of the last tenth of the steps, in nats per learnt token.
 
     `resumed` is the step of the checkpoint it went on from (0: none), `exact` whether its bytes are those of a run that
-    nobody disturbed. `best_step` is the step whose weights these are, where validations chose.
+    nobody disturbed. `best_step` is the step whose weights these are, where validations chose. `teacher` is the sha256
+    of a teacher's weights, `blocks` how many blocks the rows of a `pretrain` made.
     """
 
     out: Path
@@ -69,3 +75,9 @@ class TrainResult:
     best_step: int | None = None
     resumed: int = 0
     exact: bool = True
+    teacher: str | None = None
+    blocks: int | None = None
+
+
+LATER = frozenset({"architecture", "temperature", "teacher_share", "teacher", "blocks"})
+"""Fields of both that came after the first release: written down only where they are set."""
