@@ -144,8 +144,8 @@ class Client:
     def cancel(self, job: str, reason: str = "cancelled on request") -> None:
         """Tell every worker to stop a job; returns when that is confirmed. A job at its end stays as it is.
 
-        One that is put off ends at once, as far as this client reaches the store; else when it is due. Raises
-        `InvalidError` (TAPE-1004) for what can be no job's id.
+        One that nobody runs ends at once, as far as this client reaches the store (`producers.cancel` tells which);
+        else when a worker comes to it. Raises `InvalidError` (TAPE-1004) for what can be no job's id.
         """
         checked(job, field="job")
         now = datetime.now(UTC)
@@ -162,7 +162,7 @@ class Client:
         )
         message = Message(self.names.control, job, order.model_dump_json().encode(), headers)
         self._await(self._ports.publish(message), message.topic)
-        with suppress(TapeError):  # a worker ends it when it is due
+        with suppress(TapeError):  # a worker ends it when it comes to it
             self._conclude(job, reason, now)
 
     def _conclude(self, job: str, reason: str, now: datetime) -> None:

@@ -42,6 +42,8 @@ class BreakerState(StrEnum):
 class Breaker(Open):
     """What became of a dependency's breaker. The record's key is `breaker:DEPENDENCY`.
 
+    `DEPENDENCY@WORKER` is away for that worker alone: it was refused its credentials.
+
     Every message is one step: of those with the same epoch the first in the log counts, the others are ignored.
     `half_open` is a claim: until `until`, `worker` alone may try the dependency with one job.
     """
@@ -57,6 +59,21 @@ class Breaker(Open):
     opened: int = Field(default=0, ge=0, description="how often it opened without having closed")
     reason: str = ""
     fingerprint: str | None = None
+
+
+def private(dependency: str, worker: str) -> str:
+    """Return the breaker of what is away for one worker only.
+
+    >>> private("store", "desk-1")
+    'store@desk-1'
+    """
+    return f"{dependency}@{worker}"
+
+
+def parted(breaker: str) -> tuple[str, str | None]:
+    """Return the dependency that a breaker is about, and the one worker that it is away for; None: for all."""
+    dependency, _, worker = breaker.partition("@")
+    return dependency, worker or None
 
 
 class Drain(Open):

@@ -88,7 +88,9 @@ CODES: dict[str, Code] = {
     "TAPE-3003": Code("the port is in use", _I, "stop what listens there, or choose another port"),
     "TAPE-3004": Code("the lease was lost", _T, "another worker has the job; nothing to do", _WARN),
     "TAPE-3005": Code(
-        "the idempotency key was used for another request", _I, "use a new key, or send the same request"
+        "the idempotency key was used for another request",
+        _I,
+        "use a new key, or send the same request; `tape dead redrive --patch` mends one that is a dead letter",
     ),
     "TAPE-3006": Code(
         "another holder of this transactional id took over", _T, "nothing to do if it is a newer one; else start again"

@@ -87,6 +87,9 @@ class Training(Strict):
     max_length: int = Field(default=256, ge=8, description="tokens of one example")
     seed: int = 0
     threads: int | None = Field(default=None, ge=1)
+    devices: int = Field(
+        default=1, ge=1, le=64, description="devices of one worker that share each batch; on a CPU: processes"
+    )
     limit: int | None = Field(default=None, ge=1, description="rows used at most")
     checkpoint_steps: int | None = Field(default=None, ge=1, description="steps between checkpoints; else one a minute")
     validation_steps: int | None = Field(
@@ -98,6 +101,10 @@ class Training(Strict):
     publish_as: Name | None = Field(
         default=None, description="the name under which the result is registered as a version of a model"
     )
+    report_to: list[Literal["mlflow", "wandb"]] = Field(
+        default_factory=list, max_length=2, description="what else keeps the metrics: files in the artifact `reports`"
+    )
+    run_name: Name | None = Field(default=None, description="what the run is called there; default: the job's id")
     architecture: Architecture | None = Field(default=None, description="of `pretrain`: what is built")
     tokenizer: Ref | None = Field(
         default=None, description="of `pretrain`: a model whose tokenizer is taken; else one is made from the data"
@@ -139,6 +146,12 @@ class Training(Strict):
             raise wrong("base", None, f"Field required: the method `{self.method}` tunes a model that there is")
         if self.method == "distill" and self.teacher is None:
             raise wrong("teacher", None, "Field required: the method `distill` learns from a model")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_its_batches(self) -> Self:
+        if self.batch_size % self.devices:
+            raise ValueError("`batch_size` is shared by the `devices`: it must be a multiple of them")
         return self
 
     @model_validator(mode="after")

@@ -60,7 +60,14 @@ class Usage(Open):
     prompt_tokens: int = Field(default=0, ge=0)
     completion_tokens: int = Field(default=0, ge=0)
     training_tokens: int = Field(default=0, ge=0)
-    peak_memory_bytes: int = Field(default=0, ge=0)
+    training_samples: int = Field(default=0, ge=0, description="rows that were trained on, each as often as it was")
+    peak_memory_bytes: int = Field(default=0, ge=0, description="resident memory of the job's process")
+    peak_device_bytes: int = Field(default=0, ge=0, description="memory that torch held on its accelerators")
+    energy_wh: float | None = Field(default=None, ge=0, description="watt-hours")
+    energy_source: Literal["measured", "estimated", "mixed"] | None = Field(
+        default=None, description="counters of the machine, CPU seconds by the watts of a core, or one of each"
+    )
+    cost: float | None = Field(default=None, ge=0, description="of its slot for that time, in the operator's currency")
 
 
 class Succeeded(Open):

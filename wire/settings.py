@@ -61,6 +61,15 @@ class Settings(BaseModel):
 
     otlp_endpoint: str | None = Field(default=None, description="OTLP/HTTP collector; unset writes spans to a file")
     trace_file: Path | None = Field(default=None, description="where spans go without a collector; default home/traces")
+    price_per_hour: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="what an hour of the worker costs, its slots in equal parts",
+    )
+    cpu_watts: float = Field(
+        default=10.0, ge=0, allow_inf_nan=False, description="of a busy core, where the machine counts no energy"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
 

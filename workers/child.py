@@ -10,7 +10,6 @@ import io
 import json
 import os
 import queue
-import resource
 import signal
 import sys
 import threading
@@ -33,6 +32,7 @@ from wire.settings import Settings
 from workers.context import Context
 from workers.guard import Guarded, Guards
 from workers.kinds import Kind, load
+from workers.llm.gauge import Gauge
 from workers.oom import offer
 from workers.runner import call
 
@@ -105,6 +105,7 @@ class Child:
             context=telemetry.extract(message["carrier"]),
             attributes={"tape.job": message["job"], "tape.attempt": message["attempt"]},
         ):
+            gauge = Gauge(watts=self._settings.cpu_watts, price=self._settings.price_per_hour)
             context = Context(
                 job=message["job"],
                 kind=kind.name,
@@ -120,10 +121,10 @@ class Child:
                 labels=message["labels"],
                 guards=self._guards,
                 told=self._tell,
+                spent=gauge.read,
             )
             verdict = call(kind, context, params)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return verdict.model_copy(update={"usage": verdict.usage.model_copy(update={"peak_memory_bytes": peak})})
+        return verdict.model_copy(update={"usage": verdict.usage.model_copy(update=gauge.read())})
 
 
 def main() -> None:

@@ -66,6 +66,8 @@ class Context:
     labels: dict[str, str] = field(default_factory=dict)
     guards: Guards = field(default_factory=Guards)
     told: Told = nobody
+    spent: Callable[[], dict[str, Any]] = dict
+    """What the attempt took so far, as far as that is measured here: fields of `schemas.outcome.Usage`."""
     _store: Blobs | None = None
 
     @property

@@ -47,6 +47,8 @@ OWNERS = {
     "TAPE-4002": "store", "TAPE-5002": "store", "TAPE-5006": "store",
 }  # fmt: skip
 """Codes that name the dependency they are about."""
+REFUSED = frozenset({"TAPE-4001", "TAPE-4002", "TAPE-4004"})
+"""Codes of credentials that were refused: those of this worker, and nobody knows about the others'."""
 
 
 def classify(error: BaseException) -> TapeError:

@@ -24,7 +24,7 @@ import tenacity
 
 from schemas.errors import FailureClass, TapeError, UnavailableError
 from wire.blobs import Blob, Blobs, Reader, Source
-from workers.failures import classify
+from workers.failures import REFUSED, classify
 
 T = TypeVar("T")
 Told = Callable[[str, TapeError | None], None]
@@ -59,7 +59,7 @@ class Guard:
         self.dependency, self._failures, self._sleep = dependency, failures, sleep
         self._storage = _Storage(reset_s, clock)
         self._breaker = pybreaker.CircuitBreaker(
-            fail_max=failures, reset_timeout=reset_s, exclude=[lambda error: not self._blamed(error)],
+            fail_max=failures, reset_timeout=reset_s, exclude=[lambda error: not self._down(error)],
             state_storage=self._storage, name=dependency, throw_new_error_on_trip=False,
         )  # fmt: skip
 
@@ -124,6 +124,10 @@ class Guard:
     def _blamed(self, error: BaseException) -> bool:
         told = classify(error)
         return told.failure is FailureClass.DEPENDENCY and told.place.get("dependency") in (None, self.dependency)
+
+    def _down(self, error: BaseException) -> bool:
+        """Whether to spare others the wait: who is refused its credentials has its answer at once."""
+        return self._blamed(error) and classify(error).code not in REFUSED
 
     def _pause(self, seconds: float, stopped: Callable[[], bool]) -> None:
         while seconds > 0 and not stopped():

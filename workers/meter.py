@@ -23,7 +23,8 @@ from schemas.event import FINAL, STATE_OF, Event, State
 from schemas.topics import Names
 from workers.again import Again
 from workers.attempt import Record
-from workers.breaker import Breakers, Circuit
+from workers.breaker import Breakers
+from workers.circuit import Circuit
 from workers.delay import Mover
 from workers.kinds import Kind
 from workers.lease import LeaseLoop

@@ -205,7 +205,10 @@ class Worker:
                 self.id, self.settings.cache, self.store, guards=self._guards, heard=self._breakers.report
             )
         heavy = [kind.name for kind in self.kinds.values() if kind.isolation == "process"]
-        return ChildRunner(self.id, self.settings, kinds=heavy, heard=self._breakers.report)
+        price = self.settings.price_per_hour
+        share = price / self.options.slots if price is not None else None
+        settings = self.settings.model_copy(update={"price_per_hour": share})
+        return ChildRunner(self.id, settings, kinds=heavy, heard=self._breakers.report)
 
     def _open(self, consume: Consume, topic: str, group: str, light: bool, fetched: Callable[[int], None]) -> Consumer:
         listener = Listening(lambda places: self.loop.lost(places), self._claims.doubt, fetched)

@@ -74,6 +74,12 @@ class Course:
             yield f"{self.told['tokens_per_s']:,.0f} tokens/s"
         if "eta_s" in self.told and self.step < self.steps:
             yield f"{clock(self.told['eta_s'])} left"
+        if most := self.told.get("peak_device_bytes") or self.told.get("peak_memory_bytes"):
+            yield f"{most / 1e9:.1f} GB"
+        if "energy_wh" in self.told:
+            yield f"{self.told['energy_wh']:.3g} Wh"
+        if "cost" in self.told:
+            yield f"cost {self.told['cost']:.3g}"
 
     def line(self) -> RenderableType:
         """Return the line to draw."""

@@ -12,7 +12,7 @@ from producers.fleet.view import Seen
 from producers.fleet.words import ago, exact, hint, span
 from producers.fleet.words import count as count_of
 from producers.fold import View, fold, newest
-from schemas.control import SILENT_S, BreakerState
+from schemas.control import SILENT_S, BreakerState, parted
 from schemas.event import STATE_OF, Event, EventType, State
 from schemas.past import Hint
 
@@ -292,7 +292,10 @@ def _nobody(case: Case) -> Answer | None:
 def _breaker(case: Case) -> Answer | None:
     facts, kind = case.facts, case.facts.kind
     needed = {f"kind:{kind}"}.union(*(seen.presence.needs.get(kind or "", ()) for seen in case.takers))
-    said = next((one for name, one in sorted(facts.fleet.breakers.items()) if name in needed), None)
+    away = [(*parted(name), one) for name, one in sorted(facts.fleet.breakers.items())]
+    alone = {worker for name, worker, _ in away if worker and name in needed}
+    everyone = bool(case.takers) and alone.issuperset(seen.id for seen in case.takers)
+    said = next((one for name, worker, one in away if name in needed and (everyone or not worker)), None)
     if said is not None:
         trial = said.state is BreakerState.HALF_OPEN
         told = f"{said.dependency} is {'on trial' if trial else 'away'}: {said.reason or 'it failed too often'}; "
@@ -303,7 +306,7 @@ def _breaker(case: Case) -> Answer | None:
         return case.answer(
             Blocker.BREAKER, told, "tape workers", ahead=case.ahead, facts=more | {"reason": said.reason or None}
         )
-    told_by = {name: seen for seen in case.takers for name in seen.presence.breakers if name in needed}
+    told_by = {name: seen for seen in case.takers for name in seen.presence.breakers if parted(name)[0] in needed}
     if len({seen.id for seen in told_by.values()}) < len(case.takers) or not told_by:
         return None
     name = min(told_by)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from schemas import control
-from schemas.control import SILENT_S, TENANT, Breaker, BreakerState, Cancel, Drain, Presence, Tenant
+from schemas.control import SILENT_S, TENANT, Breaker, BreakerState, Cancel, Drain, Presence, Tenant, parted
 from schemas.errors import TapeError
 
 FUTURE = timedelta(minutes=5)
@@ -135,11 +135,17 @@ def fold(records: Iterable[Record], now: datetime) -> Fleet:
     seen = [Seen(said, max(0.0, (newest - at) / 1000)) for said, at in present.values()]
     return Fleet(
         workers=tuple(sorted(seen, key=lambda one: one.id)),
-        breakers={name: said for name, said in sorted(breakers.items()) if said.state is not BreakerState.CLOSED},
+        breakers={name: said for name, said in sorted(breakers.items()) if _away(said, present)},
         cancelled=cancelled,
         drains=drains,
         tenants=dict(sorted(tenants.items())),
     )
+
+
+def _away(said: Breaker, present: Iterable[str]) -> bool:
+    """Whether something is away, for all or for a worker that is still there."""
+    _, worker = parted(said.dependency)
+    return said.state is not BreakerState.CLOSED and (worker is None or worker in present)
 
 
 def dated(timestamp_ms: int) -> datetime:

@@ -16,7 +16,8 @@ from schemas.topics import Names, topics
 from wire.publish import KafkaPublisher, Publisher
 from wire.settings import Settings
 from wire.topics import ensure
-from workers.breaker import Allowed, Breakers, Paused, Probe, Rules
+from workers.breaker import Allowed, Breakers, Paused, Probe
+from workers.circuit import Rules
 from workers.control import follow_control
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from producers.cancel import concluded
+from schemas.codec import dump
+from schemas.errors import ConflictError
+from schemas.event import Event, EventType
+from schemas.outcome import outcome_name
 from tests.simulation.hand import LIGHT
 from tests.unit.worker_twin import NAMES
 
@@ -59,6 +65,23 @@ def _cancel(world: World, choose: random.Random) -> None:
         world.cancel(choose.choice(list(world.requests)))
 
 
+def _conclude(world: World, choose: random.Random) -> None:
+    """Whoever cancels a job takes it for waiting, rightly or not, and ends it as a client does."""
+    names = [name for name in world.requests if not world.oracle.jobs[name].light]
+    name = choose.choice(names) if names else ""
+    if not name or world.oracle.jobs[name].way == "wrong":  # no client of ours wrote that
+        return
+    world.cancel(name)
+    now = world.client.now()
+    waiting = Event(id=name, type=EventType.QUEUED, job=name, kind="say", time=now)
+    told = concluded([waiting], "enough", by="client", now=now, recorded={"say"})
+    assert told is not None and told.outcome is not None
+    with suppress(ConflictError):
+        world.store.create(outcome_name(name), dump(told.outcome))
+        if choose.random() < 0.8:  # else it dies in between
+            world.log.append(NAMES.events, name.encode(), told.model_dump_json().encode())
+
+
 def _recur(world: World, choose: random.Random) -> None:
     world.recur(choose.choice((10, 30)))
 
@@ -73,5 +96,6 @@ FAULTS: dict[str, Callable[[World, random.Random], object]] = {
     "a request is sent again": _resend,
     "a dead letter is sent back": _redrive,
     "a job is cancelled": _cancel,
+    "a job is cancelled and ended": _conclude,
     "a job recurs": _recur,
 }

@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 from schemas.control import Breaker, BreakerState
 from schemas.errors import FailureClass, UnavailableError
 from schemas.outcome import Failure
-from workers.breaker import Breakers, Paused, Probe, Rules
+from workers.breaker import Breakers, Paused, Probe
+from workers.circuit import Rules
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 RULES = Rules(spread_s=2.0)

@@ -16,7 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from schemas.errors import FailureClass
 from schemas.outcome import Failure
 from schemas.past import Past, Try
-from workers.breaker import KEPT, YOUNG_S, Allowed, Disposition, Paused, Probe
+from workers.breaker import YOUNG_S, Allowed, Disposition, Paused, Probe
+from workers.circuit import KEPT
 
 
 def failed(kind: FailureClass, text: str = "odd") -> Failure:
@@ -58,6 +59,40 @@ def test_different_failures_in_a_row_open_it() -> None:
     for number in range(RULES.streak):
         fleet.members[0].breakers.report(f"j{number % 2}", "store", away("abcdefgh"[number]))
     assert [message.reason for message in fleet.log.records] == ["5 failures in a row, of 2 jobs or more"]
+
+
+REFUSED = {"text": "the store refused the credentials", "code": "TAPE-4002"}
+
+
+def test_refused_credentials_stop_the_worker_that_has_them_and_no_other() -> None:
+    fleet = Fleet()
+    one, other = (member.breakers for member in fleet.members)
+    for number in range(RULES.jobs):
+        one.report(f"j{number}", "store", away(**REFUSED))
+    fleet.settle()
+    (message,) = fleet.log.records
+    assert (message.dependency, message.state) == ("store@w0", OPEN)
+    assert isinstance(found := one.allowed(["store"]), Paused) and found.dependency == "store@w0"
+    assert one.allowed(["judge"]) == other.allowed(["store"]) == Allowed()
+    assert one.disposition(away(**REFUSED), Past()) is Disposition.OUTAGE
+    assert other.disposition(away(**REFUSED), Past()) is Disposition.NONE
+
+
+def test_it_tries_its_credentials_again_with_one_job() -> None:
+    fleet = Fleet()
+    one = fleet.members[0].breakers
+    for number in range(RULES.jobs):
+        one.report(f"j{number}", "store", away(**REFUSED))
+    fleet.settle()
+    fleet.time += RULES.cap_s + RULES.spread_s
+    assert isinstance(one.allowed(["store"]), Paused), "its claim is on the way"
+    fleet.settle()
+    assert (probe := one.allowed(["store"])) == Probe(("store@w0",))
+    assert one.take(probe, "next")
+    one.report("next", "store", None)
+    fleet.settle()
+    fleet.time += RULES.answer_s
+    assert one.allowed(["store"]) == Allowed() and fleet.states("store@w0") == {CLOSED}
 
 
 def test_jobs_that_kill_their_processes_in_different_ways_stop_no_neighbour() -> None:

@@ -246,10 +246,19 @@ class TestOthers:
         order = Cancel.model_validate_json(record.value or b"")
         assert (order.job, order.reason) == (handle.id, "enough")
 
+    def test_a_job_that_waits_in_its_queue_ends_at_once(self, client: Client, ports: MemoryPorts) -> None:
+        handle = client.submit("inference", PARAMS)
+        handle.cancel("enough")
+        assert handle.result(timeout=5).status is Status.CANCELLED
+        assert client.outcome(handle.id) == handle.result(timeout=5)
+
+    @pytest.mark.parametrize("seconds", [3600, 2, -60], ids=["later", "now", "by an open breaker"])
     @pytest.mark.parametrize("kind", [EventType.POSTPONED, EventType.RETRYING])
-    def test_a_job_that_is_put_off_ends_at_once(self, client: Client, ports: MemoryPorts, kind: EventType) -> None:
+    def test_a_job_that_is_put_off_ends_at_once(
+        self, client: Client, ports: MemoryPorts, kind: EventType, seconds: float
+    ) -> None:
         handle = client.submit("inference", PARAMS, labels={"a": "b"})
-        ports.tell(event(handle.id, kind, until=datetime.now(UTC) + timedelta(hours=1), attempt=2))
+        ports.tell(event(handle.id, kind, until=datetime.now(UTC) + timedelta(seconds=seconds), attempt=2))
         handle.cancel("enough")
         found = handle.result(timeout=5)
         assert (found.status, found.attempt) == (Status.CANCELLED, 2)
@@ -259,22 +268,31 @@ class TestOthers:
         assert last.id == derived_id(handle.id, "outcome"), "a worker that meets the job tells the same event again"
 
     @pytest.mark.parametrize(
-        "last",
+        ("last", "seconds", "kind"),
         [
-            {"kind": EventType.RUNNING},
-            {"kind": EventType.POSTPONED, "until": timedelta(seconds=2)},  # it may run by now
-            {"kind": EventType.RETRYING},
-            {"kind": EventType.SUCCEEDED},
+            (EventType.RUNNING, None, "inference"),
+            (EventType.SUCCEEDED, None, "inference"),
+            (EventType.QUEUED, None, "echo"),  # no outcome is kept of it, which could stop the other
+            (EventType.POSTPONED, 2, "echo"),
+            (EventType.RETRYING, None, "echo"),
         ],
-        ids=lambda last: "-".join(map(str, last.values())),
     )
-    def test_a_worker_ends_what_may_run(self, client: Client, ports: MemoryPorts, last: dict[str, Any]) -> None:
-        handle = client.submit("inference", PARAMS)
-        told = {"until": datetime.now(UTC) + last["until"]} if "until" in last else {}
-        ports.tell(event(handle.id, last["kind"], **told))
-        handle.cancel("enough")
-        assert client.outcome(handle.id) is None
-        assert all(one.outcome is None for one in client.scan(born(handle.id), job=handle.id))
+    def test_a_worker_ends_what_may_run(
+        self, client: Client, ports: MemoryPorts, last: EventType, seconds: float | None, kind: str
+    ) -> None:
+        job, now = uuid7(), datetime.now(UTC)
+        until = None if seconds is None else now + timedelta(seconds=seconds)
+        ports.tell(event(job, EventType.QUEUED).model_copy(update={"kind": kind}))
+        ports.tell(event(job, last, until=until).model_copy(update={"kind": kind}))
+        client.cancel(job, "enough")
+        assert client.outcome(job) is None
+        assert all(one.outcome is None for one in client.scan(born(job), job=job))
+
+    def test_a_light_job_that_is_put_off_for_a_while_ends_at_once(self, client: Client, ports: MemoryPorts) -> None:
+        job, due = uuid7(), datetime.now(UTC) + timedelta(minutes=1)
+        ports.tell(event(job, EventType.POSTPONED, until=due).model_copy(update={"kind": "echo"}))
+        client.cancel(job, "enough")
+        assert [one.type for one in client.scan(born(job), job=job)][-1] is EventType.CANCELLED
 
     def test_an_outcome_that_is_there_stands(self, client: Client, ports: MemoryPorts) -> None:
         handle = client.submit("inference", PARAMS)

@@ -45,12 +45,14 @@ def test_a_job(ports: MemoryPorts, tmp_path: Path) -> None:
             job = await queue.submit("inference", PARAMS, key="k")
             assert job.id in repr(job)
             assert await job.state() == State.QUEUED
-            await job.cancel("enough")
-            await queue.cancel(job.id)
-            assert len(ports.of("tape.control")) == 2
             ports.tell(end(job.id))
             assert (await job.result(timeout=5)).status == Status.SUCCEEDED
             assert (await queue.job(job.id).result(timeout=5, raise_on_failure=True)).job == job.id
+            unwanted = await queue.submit("inference", PARAMS)
+            await unwanted.cancel("enough")
+            await queue.cancel(unwanted.id)
+            assert len(ports.of("tape.control")) == 2
+            assert (await unwanted.result(timeout=5)).status == Status.CANCELLED
         assert ports.closed
 
     run(work())

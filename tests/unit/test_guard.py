@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from schemas.errors import InvalidError, TapeError, UnavailableError
+from schemas.errors import AuthError, InvalidError, TapeError, UnavailableError
 from wire.blobs import Blob, Blobs, Source
 from wire.blobs.memory import Memory
-from workers.breaker import Rules
+from workers.circuit import Rules
 from workers.guard import RESET_S, Guard, Guarded, Guards
 
 
@@ -58,6 +58,13 @@ def test_calls_are_refused_after_several_failures_and_tried_again_later() -> Non
     assert [calls.attempt() for _ in range(2)] == ["ok", "ok"]
     assert calls.guard.state == "closed"
     assert calls.said == [("judge", "TAPE-5007")] * 4 + [("judge", None)] * 2
+
+
+def test_refused_credentials_are_told_each_time_and_stop_no_call() -> None:
+    calls = Calls()
+    calls.error = AuthError("the key is refused", code="TAPE-4004")
+    assert [calls.attempt() for _ in range(9)] == ["TAPE-4004"] * 9
+    assert calls.said == [("judge", "TAPE-4004")] * 9
 
 
 def test_what_fails_names_its_dependency() -> None:

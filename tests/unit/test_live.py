@@ -53,6 +53,14 @@ def test_a_course_tells_how_far_it_is() -> None:
     for step in (1, 2):
         assert course.take({"step": step, "steps": 4, "loss": 2.0 / step, "tokens_per_s": 1234.5, "eta_s": 61})
     assert list(course.words()) == ["2/4", "loss 1 █▁", "1,234 tokens/s", "1:01 left"]
+    taken = {"peak_memory_bytes": 1.26e9, "energy_wh": 0.01234, "energy_source": "estimated", "cost": 0.0375}
+    course.take({"step": 3, "steps": 4, "loss": 1.0, **taken})
+    assert list(course.words()) == ["3/4", "loss 1 █▁▁", "1.3 GB", "0.0123 Wh", "cost 0.0375"]
+    course.take({"step": 3, "steps": 4, **taken, "peak_device_bytes": 9e9})
+    assert list(course.words())[2] == "9.0 GB", "that of the accelerator is what runs out first"
+    course = Course()
+    for step in (1, 2):
+        course.take({"step": step, "steps": 4, "loss": 2.0 / step})
     course.take({"step": 4, "steps": 4, "loss": 0.5, "eta_s": 0})
     assert list(course.words()) == ["4/4", "loss 0.5 █▃▁"]
 

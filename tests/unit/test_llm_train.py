@@ -79,7 +79,11 @@ def test_progress_tells_every_step(blank: Path, tmp_path: Path, capfd: pytest.Ca
     assert told.pop() == {"step": 6, "valid_loss": round(result.valid_loss or 0, 6), "best_step": 6}
     assert told.pop() == {"phase": "validation", "part": 1}
     assert [record["step"] for record in told] == [1, 2, 3, 4, 5, 6]
-    assert told[0].keys() == {"step", "steps", "epoch", "loss", "lr", "grad_norm", "tokens_per_s", "eta_s"}
+    assert told[0].keys() == {
+        "step", "steps", "epoch", "loss", "lr", "grad_norm", "tokens", "samples", "tokens_per_s", "eta_s",
+    }  # fmt: skip
+    assert [record["samples"] for record in told] == [4, 8, 12, 16, 20, 24]
+    assert told[-1]["tokens"] == result.tokens and result.samples == 24
     assert all(record["steps"] == 6 and record["tokens_per_s"] > 0 and record["grad_norm"] > 0 for record in told)
     assert told[-1]["eta_s"] == 0 and told[-1]["epoch"] == 1.5
     assert told[0]["lr"] == 0 and told[1]["lr"] == 3e-3 > told[-1]["lr"], "warm-up, then cosine"

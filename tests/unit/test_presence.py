@@ -211,6 +211,11 @@ class TestFold:
         assert fold([*opened, late], NOW).breakers["store"].worker == "b"
         assert fold([*opened, late, step(BreakerState.CLOSED, 3, "b")], NOW).breakers == {}
 
+    def test_what_is_away_for_one_worker_goes_with_it(self) -> None:
+        said = kept(Breaker(dependency="store@w", state=BreakerState.OPEN, epoch=1, worker="w", since=NOW))
+        assert set(fold([said, kept(presence("w"))], NOW).breakers) == {"store@w"}
+        assert fold([said, kept(presence("v"))], NOW).breakers == {}
+
     def test_orders(self) -> None:
         orders = [kept(Cancel(job="j", time=NOW)), kept(Drain(worker="w", time=NOW))]
         fleet = fold([*orders, Kept(b"bad", b"{"), Kept(b"odd", b'{"action": "sing"}')], NOW)

@@ -117,6 +117,15 @@ CASES: dict[str, tuple[Facts, Blocker, str]] = {
         queued(fleet=fleet(worker(breakers={"store": BreakerState.OPEN}))), Blocker.BREAKER, "store is away, say",
     ),
     "another's breaker": (queued(fleet=fleet(worker(), breakers=breaker("judge:x"))), Blocker.NEXT, "the next"),
+    "refused to its only worker": (
+        queued(fleet=fleet(worker(), breakers=breaker("store@w-1"))), Blocker.BREAKER, "store@w-1 is away",
+    ),
+    "refused to another worker": (
+        queued(fleet=fleet(worker(), worker("w-2"), breakers=breaker("store@w-2"))), Blocker.NEXT, "the next",
+    ),
+    "refused to its only worker, as it says": (
+        queued(fleet=fleet(worker(breakers={"store@w-1": BreakerState.OPEN}))), Blocker.BREAKER, "store@w-1 is away, s",
+    ),
     "a suspect": (queued(place=place(past=Past(spent=1, hint=Hint.ALONE))), Blocker.SUSPECT, "It is a suspect"),
     "busy": (
         queued(fleet=fleet(worker(full=("heavy",), held=2, running=("a", "b")))), Blocker.SLOTS, "Every slot",

@@ -100,6 +100,8 @@ def test_a_job_succeeds_with_progress_usage_and_a_warm_child(runner: ChildRunner
     assert told == [{"step": "start", "pid": first.result["pid"]}]
     assert first.usage.prompt_tokens == 3
     assert first.usage.peak_memory_bytes > 10_000_000
+    assert (first.usage.energy_source, first.usage.cost) in {("estimated", None), ("measured", None)}
+    assert first.usage.energy_wh is not None
     again = run(runner, attempt())
     assert isinstance(again, Succeeded)
     assert again.result["pid"] == first.result["pid"] == runner.pid != os.getpid()
@@ -299,6 +301,18 @@ def test_a_closed_runner_leaves_no_process(settings: Settings) -> None:
     runner.close()
     assert not running(pid)
     runner.close()
+
+
+def test_a_worker_with_a_price_tells_what_an_attempt_cost_however_it_ended(settings: Settings) -> None:
+    runner = ChildRunner("w1", settings.model_copy(update={"price_per_hour": 36_000.0}))
+    try:
+        verdicts = [run(runner, attempt()), run(runner, attempt("raise"))]
+    finally:
+        runner.close()
+    assert isinstance(verdicts[1], Failed)
+    for verdict in verdicts:
+        assert verdict.usage.cost is not None
+        assert 10 * verdict.usage.seconds <= verdict.usage.cost + 1e-6 < 10 * (verdict.usage.seconds + 1)
 
 
 def test_a_child_that_cannot_start_fails_the_attempt(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

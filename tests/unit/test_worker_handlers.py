@@ -71,7 +71,7 @@ def adapter(store: Memory, blank: Path, tmp_path_factory: pytest.TempPathFactory
     context = Context(
         job="train-1", kind="training", attempt=1, worker="w", tenant="t", cache=tmp_path_factory.mktemp("cache"),
         scratch=tmp_path_factory.mktemp("scratch"), open_store=lambda: store, report=told.append,
-        stopped=lambda: False,
+        stopped=lambda: False, spent=lambda: {"energy_wh": 0.25, "cost": 1.5},
     )  # fmt: skip
     params = Training(
         base=f"file:{blank}", data="blob:rows.jsonl", validation="blob:rows.jsonl", steps=4, batch_size=4, threads=1,
@@ -81,7 +81,9 @@ def adapter(store: Memory, blank: Path, tmp_path_factory: pytest.TempPathFactory
     assert verdict.usage.training_tokens > 0
     assert (verdict.result["steps"], verdict.result["rows"], verdict.result["method"]) == (4, len(ROWS), "lora")
     assert verdict.result["validation_loss"] > 0
-    assert any("loss" in entry for entry in told)
+    steps = [entry for entry in told if "loss" in entry]
+    assert steps and all((entry["energy_wh"], entry["cost"]) == (0.25, 1.5) for entry in steps)
+    assert verdict.usage.training_samples == 16 == steps[-1]["samples"]
     (artifact,) = verdict.artifacts
     return artifact
 
@@ -214,6 +216,8 @@ def test_a_cancelled_job_stops_in_the_middle(make: Make, blank: Path, kind: str)
     }[kind]
     verdict = call(handler, make(kind, stopped=stopped, told=told), params)
     assert isinstance(verdict, Cancelled), verdict
+    if kind == "training":
+        assert verdict.usage.training_tokens > verdict.usage.training_samples > 0, "it was learnt from until then"
     assert len(told) < 100
 
 

@@ -15,6 +15,7 @@ from workers.handlers.models import probe
 from workers.kinds import kind
 from workers.lineage import pinned, register
 from workers.refs import MODELS, recipe_for, resolve
+from workers.report import Reports
 
 if TYPE_CHECKING:
     from schemas.row import Row
@@ -31,6 +32,7 @@ def training(context: Context, params: Training) -> Verdict:
     from wire.rows import load
     from workers.llm import card, train
 
+    reports = Reports(context, params)
     fixed = pinned(params, context)
     path = resolve(fixed.data, context, field="data")
     rows = load(path, recipe=recipe_for(fixed.data, params.recipe), limit=params.limit)
@@ -45,16 +47,21 @@ def training(context: Context, params: Training) -> Verdict:
     context.check()
     context.progress(step="train", rows=len(rows), validation_rows=len(valid))
     out = context.scratch / "model"
+
+    def told(record: dict[str, Any]) -> None:
+        context.progress(**record, **(context.spent() if "eta_s" in record else {}))
+        reports.seen(record)
+
     with context.checkpoints() as kept:
         done = train.train(
             settings(params, teacher), base=base, rows=rows, valid=valid, out=out, checkpoints=kept,
-            progress=lambda told: context.progress(**told), should_stop=lambda: context.cancelled,
+            progress=told, should_stop=lambda: context.cancelled,
         )  # fmt: skip
+    usage = Usage(training_tokens=done.tokens, training_samples=done.samples)
     if done.stopped:
-        return Cancelled()
+        return Cancelled(usage=usage)
     context.check()
-    if done.teacher:
-        hashes["teacher"] = done.teacher
+    hashes |= {"teacher": done.teacher} if done.teacher else {}
     origin = fixed.base or f"{SCRATCH}{fixed.architecture and fixed.architecture.family}"
     made_of = {use: (label(getattr(fixed, use)), found) for use, found in hashes.items()}
     card.write(out, base=label(origin), data=made_of)
@@ -68,12 +75,13 @@ def training(context: Context, params: Training) -> Verdict:
         **{use: getattr(fixed, use) for use in ("teacher", "tokenizer") if use in hashes},
         **({"blocks": done.blocks} if done.blocks else {}),
     }  # fmt: skip
+    more = reports.write(out / "metrics.jsonl", result)
     name = "adapter" if params.method == "lora" else "model"
     context.progress(phase="publish")
     artifact = context.keep(name, out, **result, request=params.model_dump(mode="json"))
     if params.publish_as:
         result["model"] = register(context, params, fixed, out=out, artifact=artifact, result=result)
-    return Succeeded(result=result, artifacts=[artifact], usage=Usage(training_tokens=done.tokens))
+    return Succeeded(result=result, artifacts=[artifact, *more], usage=usage)
 
 
 def built(params: Training, rows: Sequence[Row], context: Context, hashes: dict[str, str]) -> Path:
@@ -104,6 +112,7 @@ def settings(params: Training, teacher: Path | None = None):  # type: ignore[no-
         accumulation=params.accumulation, lr=params.learning_rate, schedule=params.schedule, warmup=params.warmup,
         weight_decay=params.weight_decay, max_length=params.max_length, rank=params.lora.rank, alpha=params.lora.alpha,
         dropout=params.lora.dropout, targets=tuple(params.lora.targets or ()), seed=params.seed, threads=params.threads,
+        devices=params.devices,
         checkpoint_steps=params.checkpoint_steps, validation_steps=params.validation_steps, patience=params.patience,
         architecture=params.architecture, temperature=params.temperature, teacher_share=params.teacher_share,
         teacher=teacher,

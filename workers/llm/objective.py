@@ -73,10 +73,10 @@ def trainer(objective: Objective | None) -> Any:
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            loss, outputs = goal(model, inputs, num_items_in_batch)
-            if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-                # of several devices each has its part of the sum, and gradients are averaged
-                loss = loss * self.accelerator.num_processes
+            together, devices = num_items_in_batch, self.accelerator.num_processes
+            if together is not None and devices > 1:
+                together = together / devices  # of all of them, and their gradients are averaged
+            loss, outputs = goal(model, inputs, together)
             return (loss, outputs) if return_outputs else loss
 
     return Taught

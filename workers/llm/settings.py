@@ -35,6 +35,7 @@ class TrainParams(BaseModel):
     seed: int = Field(default=0, ge=0)
     threads: int | None = Field(default=None, ge=1)
     device: models.Device = "auto"
+    devices: int = Field(default=1, ge=1, description="devices here, or processes on a CPU, that share a batch")
     dtype: models.Precision = "auto"
     checkpoint_steps: int | None = Field(default=None, ge=1, description="steps between checkpoints; else one a minute")
     validation_steps: int | None = Field(
@@ -54,8 +55,9 @@ class TrainResult:
     """What a training came to; `loss` is the mean of the last tenth of the steps, in nats per learnt token.
 
     `resumed` is the step of the checkpoint it went on from (0: none), `exact` whether its bytes are those of a run that
-    nobody disturbed. `best_step` is the step whose weights these are, where validations chose. `teacher` is the sha256
-    of a teacher's weights, `blocks` how many blocks the rows of a `pretrain` made.
+    nobody disturbed. `best_step` is the step whose weights these are, where validations chose. `samples` are the rows
+    that were trained on, each as often as it was. `teacher` is the sha256 of a teacher's weights, `blocks` how many
+    blocks the rows of a `pretrain` made.
     """
 
     out: Path
@@ -75,6 +77,7 @@ class TrainResult:
     best_step: int | None = None
     resumed: int = 0
     exact: bool = True
+    samples: int = 0
     teacher: str | None = None
     blocks: int | None = None
 

@@ -12,15 +12,16 @@ import gc
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from schemas.errors import InvalidError
 from schemas.row import Row
 from workers.failures import classify
+from workers.llm import launch, resume
 from workers.llm import model as models
-from workers.llm import resume
 from workers.llm.data import Encoded, encode
 from workers.llm.methods import objective, prepare, save
 from workers.llm.objective import Objective, trainer
@@ -42,7 +43,8 @@ def train(
 ) -> TrainResult:
     """Train on `rows`, measure the loss on `valid` at the end, and write the adapter or model to `out`.
 
-    `progress` gets a dict a step: step, steps, epoch, loss, lr, grad_norm, tokens_per_s, eta_s. Once `should_stop`
+    `progress` gets a dict a step: step, steps, epoch, loss, lr, grad_norm, tokens, samples,
+    tokens_per_s, eta_s. Once `should_stop`
     says so, training ends after the step with a last checkpoint, `stopped` is set and `out` holds no weights.
     With `patience` the weights of the best validation are taken, if `checkpoints` are kept.
     Where memory runs out, half as many rows are taken at a time and twice as many times, which `progress` hears of.
@@ -51,10 +53,12 @@ def train(
     """
     if not rows:
         raise InvalidError("there are no rows to train on", code="TAPE-1008", hint="give at least one row")
+    if params.devices > 1:
+        launch.check(params)
     work = Work(base, rows, valid, out, progress or _silent, should_stop or _never, checkpoints)
     while True:
         try:
-            return _train(params, work)
+            return once(params, work) if params.devices == 1 else launch.launch(params, work)
         except Exception as error:
             known = classify(error)
             smaller = _halved(params) if known.code == "TAPE-6003" else None
@@ -71,7 +75,8 @@ def train(
 def _halved(params: TrainParams) -> TrainParams | None:
     """Return settings that take at most half as many rows at a time, and as many together; None for one row."""
     together = params.batch_size * params.accumulation
-    fewer = [size for size in range(params.batch_size // 2, 0, -1) if together % size == 0]
+    sizes = range(params.batch_size // 2, 0, -1)
+    fewer = [size for size in sizes if together % size == 0 and size % params.devices == 0]
     return params.model_copy(update={"batch_size": fewer[0], "accumulation": together // fewer[0]}) if fewer else None
 
 
@@ -83,7 +88,8 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-def _train(params: TrainParams, work: Work) -> TrainResult:
+def once(params: TrainParams, work: Work) -> TrainResult:
+    """Train in this process, alone or as one of a team; raises whatever goes wrong as it is."""
     began = time.monotonic()
     origin = models.fingerprint(work.base)
     model = models.load(work.base, device=params.device, dtype=params.dtype, threads=params.threads)
@@ -96,7 +102,7 @@ def _train(params: TrainParams, work: Work) -> TrainResult:
     work.out.mkdir(parents=True, exist_ok=True)
     facts = resume.facts(params, origin, (*encoded, *held), device=model.device, threads=models.pin(params.threads))
     facts |= {"exact": not work.halved, "teacher": params.teacher and models.fingerprint(params.teacher)}
-    with tempfile.TemporaryDirectory(prefix="tape-train-", dir=work.out.parent) as scratch:
+    with _scratch(work) as scratch:
         watch = Watch(work, facts, every=params.checkpoint_steps, patience=params.patience)
         watch.learnt = set(map(id, encoded))
         watch.more = goal.take if goal else dict
@@ -129,10 +135,11 @@ def _train(params: TrainParams, work: Work) -> TrainResult:
         best_step=chosen,
         resumed=watch.start,
         exact=watch.facts["exact"],
+        samples=watch.samples,
         teacher=facts["teacher"],
         blocks=len(encoded) if params.method == "pretrain" else None,
     )
-    if not watch.stopped:
+    if not watch.stopped and work.team.first:
         save(module, model, params, result, origin)
     return result
 
@@ -141,6 +148,16 @@ def _tokens(rows: Sequence[Row], model: models.Model, length: int, params: Train
     if params.method == "pretrain":
         return blocks(rows, model.tokenizer, length) if rows else []
     return [encode(row, model.tokenizer, length) for row in rows]
+
+
+@contextmanager
+def _scratch(work: Work) -> Iterator[str]:
+    """Give a folder for checkpoints on their way: one for the whole team."""
+    if work.scratch is not None:
+        yield str(work.scratch)
+        return
+    with tempfile.TemporaryDirectory(prefix="tape-train-", dir=work.out.parent) as made:
+        yield made
 
 
 def _choose(trainer: Any, params: TrainParams, watch: Watch, scratch: Path) -> int | None:
@@ -173,8 +190,8 @@ def _trainer(
         output_dir=str(scratch),
         max_steps=params.steps or -1,
         num_train_epochs=params.epochs,
-        per_device_train_batch_size=params.batch_size,
-        per_device_eval_batch_size=params.batch_size,
+        per_device_train_batch_size=params.batch_size // params.devices,
+        per_device_eval_batch_size=params.batch_size // params.devices,
         gradient_accumulation_steps=params.accumulation,
         learning_rate=params.lr,
         lr_scheduler_type=params.schedule if params.schedule != "constant" else "constant_with_warmup",
@@ -184,6 +201,8 @@ def _trainer(
         seed=params.seed,
         data_seed=params.seed,
         use_cpu=model.device == "cpu",
+        ddp_backend="gloo" if params.devices > 1 and model.device == "cpu" else None,
+        ddp_find_unused_parameters=False if params.devices > 1 else None,
         bf16=False,
         logging_steps=1,
         logging_nan_inf_filter=False,

@@ -7,7 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from schemas.errors import JobError
 from schemas.row import Row
 from workers.llm import resume
 from workers.llm.data import IGNORED, Encoded
+from workers.llm.team import Alone, Team
 
 LOSS = "valid_loss"
 Progress = Callable[[dict[str, Any]], None]
@@ -36,6 +37,9 @@ class Work:
     checkpoints: resume.Keeper | None
     halved: bool = False
     """Whether memory ran out, and fewer rows are taken at a time than were asked for."""
+    team: Team = field(default_factory=Alone)
+    scratch: Path | None = None
+    """Where a team has its checkpoints on their way; one process makes a folder for itself."""
 
 
 class Running:
@@ -96,7 +100,7 @@ class Collate:
 
         widest = max(len(row.input_ids) for row in rows)
         if id(rows[0]) in self.watch.learnt:  # not those of a validation
-            self.watch.loaded.append(sum(len(row.input_ids) for row in rows))
+            self.watch.loaded.append((sum(len(row.input_ids) for row in rows), len(rows)))
 
         def padded(values: Sequence[list[int]], filler: int) -> Any:
             return torch.tensor([[*value, *[filler] * (widest - len(value))] for value in values])
@@ -120,12 +124,13 @@ class Watch:
         self.metrics = self.path.open("w", encoding="utf-8")
         self.losses: list[float] = []
         self.learnt: set[int] = set()
-        self.loaded: deque[int] = deque()
+        self.loaded: deque[tuple[int, int]] = deque()
         self.valid_loss: float | None = None
         self.validated_at: int | None = None
         self.best: tuple[float, int] = (math.inf, 0)
         self.worse = self.part = 0
-        self.tokens = self.start = self.before = 0
+        self.tokens = self.samples = self.start = self.before = 0
+        self.fresh = [0, 0]
         self.stopped = False
         self.began = self.saved_at = time.monotonic()
         self.told_at = float("-inf")
@@ -147,6 +152,7 @@ class Watch:
         state = resume.load(folder, self.path)
         self.metrics = self.path.open("a", encoding="utf-8")
         self.losses, self.tokens, self.start = state["losses"], state["tokens"], found.step
+        self.samples = state.get("samples", 0)  # that of an older version has none
         if state["validations"] is not None:
             self.valid_loss, self.validated_at, best, at, self.worse = state["validations"]
             self.best = best, at
@@ -162,13 +168,24 @@ class Watch:
 
     def trained(self) -> None:
         """A batch was trained on, the oldest of those that were loaded: some are loaded ahead."""
-        self.tokens += self.loaded.popleft()
+        self.fresh = [have + more for have, more in zip(self.fresh, self.loaded.popleft(), strict=True)]
 
-    def due(self, step: int) -> bool:
+    def stepped(self, step: int, steps: int) -> bool:
+        """A step is done: count its tokens, hear whether to stop, and return whether to keep a checkpoint of it.
+
+        None of the last: it is done, nobody stops it, and its checkpoint is the model.
+        """
+        on = self.work.team.first and step < steps
+        stop = on and self.work.should_stop()
+        tokens, rows, stops, saves = self.work.team.sum(*self.fresh, stop, on and self._due(step, stop))
+        self.tokens, self.samples, self.fresh = self.tokens + tokens, self.samples + rows, [0, 0]
+        self.stopped = bool(stops)
+        return bool(saves)
+
+    def _due(self, step: int, stop: bool) -> bool:
         """Whether to keep a checkpoint after this step: the last for now, or one that is due while none is sent."""
         keeper = self.work.checkpoints
-        self.stopped = self.work.should_stop()
-        if keeper is None or self.stopped:
+        if keeper is None or stop:
             return keeper is not None
         late = time.monotonic() - self.saved_at >= resume.EVERY_S if self.every is None else step % self.every == 0
         return late and not keeper.busy
@@ -176,7 +193,11 @@ class Watch:
     def save(self, step: int, folder: Path) -> None:
         """Hand over what the Trainer saved."""
         assert self.work.checkpoints is not None
-        state = {"losses": self.losses, "tokens": self.tokens, "validations": None}
+        self.saved_at = time.monotonic()
+        self.work.team.wait()  # each process wrote a part of it
+        if not self.work.team.first:
+            return
+        state = {"losses": self.losses, "tokens": self.tokens, "samples": self.samples, "validations": None}
         told = {}
         if self.validated_at is not None:
             state["validations"] = [self.valid_loss, self.validated_at, *self.best, self.worse]
@@ -184,7 +205,6 @@ class Watch:
             told = {LOSS: self.valid_loss}
         resume.save(folder, self.path, state)
         self.work.checkpoints.keep(step, folder, **self.facts, **told)
-        self.saved_at = time.monotonic()
 
     def predicted(self) -> None:
         """A batch was validated on: not a step, but it moves."""
@@ -237,6 +257,8 @@ class Watch:
             "lr": float(logs["learning_rate"]),
             "grad_norm": round(norm, 6),
             **self.more(),
+            "tokens": self.tokens,
+            "samples": self.samples,
             "tokens_per_s": round((self.tokens - self.before) / passed, 1) if passed else 0.0,
             "eta_s": round(passed / (step - self.start) * (steps - step), 1),
         }
@@ -270,9 +292,8 @@ def callback(watch: Watch) -> Any:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             watch.trained()
-            if state.global_step < state.max_steps:  # else it is done: nobody stops it, and its checkpoint is the model
-                control.should_save |= watch.due(state.global_step)
-                control.should_training_stop |= watch.stopped
+            control.should_save |= watch.stepped(state.global_step, state.max_steps)
+            control.should_training_stop |= watch.stopped
 
         def on_prediction_step(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             watch.predicted()

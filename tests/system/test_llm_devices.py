@@ -1,0 +1,157 @@
+"""One training in two processes, by torchrun and gloo: what it learns, and what it survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from schemas.errors import InvalidError, JobError
+from tests.unit.train_rig import ROWS, files
+from wire.blobs.memory import Memory
+from workers.checkpoint import Checkpoints
+from workers.llm import bases, launch
+from workers.llm.settings import TrainParams, TrainResult
+from workers.llm.train import _halved, train
+
+pytestmark = [pytest.mark.slow, pytest.mark.model, pytest.mark.timeout(600)]
+ROOT = Path(__file__).parents[2]
+STEPS = 60
+SETTINGS: dict[str, Any] = {
+    "steps": STEPS, "batch_size": 4, "accumulation": 2, "lr": 3e-3, "dropout": 0.1, "threads": 1, "device": "cpu",
+    "checkpoint_steps": 2, "devices": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bases.tiny(tmp_path_factory.mktemp("base") / "tiny", [str(row.prompt) for row in ROWS], steps=0, threads=1)
+
+
+class Bench:
+    """Attempts at one training with the checkpoints of one store."""
+
+    def __init__(self, base: Path, folder: Path) -> None:
+        self.base, self.folder, self.store = base, folder, Memory()
+        self.folder.mkdir(exist_ok=True)
+        self.attempts, self.kept = 0, list[float]()
+
+    def run(self, *, stop: bool = False, hook: Callable[[], None] | None = None, **given: Any) -> TrainResult:
+        """Train; `hook` is called after each checkpoint, `stop` stops it after the first."""
+        self.attempts += 1
+
+        def advanced(step: float) -> None:
+            self.kept.append(step)
+            if hook is not None:
+                hook()
+
+        with Checkpoints(
+            lambda: self.store, job="j", kind="training", attempt=self.attempts, advanced=advanced
+        ) as checkpoints:
+            return train(
+                TrainParams(**SETTINGS | given), base=self.base, rows=ROWS, valid=ROWS[:4],
+                out=self.folder / f"out-{self.attempts}", checkpoints=checkpoints,
+                should_stop=lambda: stop and bool(self.kept),
+            )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """What two processes leave that nobody disturbed."""
+    return Bench(base, tmp_path_factory.mktemp("whole")).run()
+
+
+def losses(result: TrainResult) -> list[float]:
+    lines = (result.out / "metrics.jsonl").read_text().splitlines()
+    return [told["loss"] for line in lines if "loss" in (told := json.loads(line))]
+
+
+def ranks(of: int) -> list[psutil.Process]:
+    """The processes that share a training which a process launched."""
+    below = psutil.Process(of).children(recursive=True)
+    return [
+        one for one in below if "workers.llm.rank" in one.cmdline() and "torch.distributed.run" not in one.cmdline()
+    ]
+
+
+def test_two_processes_learn_what_one_does(base: Path, tmp_path: Path) -> None:
+    settings = {"dropout": 0.0, "steps": 10}
+    one = Bench(base, tmp_path / "one").run(devices=1, **settings)
+    two = Bench(base, tmp_path / "two").run(**settings)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    assert two.valid_loss == pytest.approx(one.valid_loss, rel=1e-4)
+    assert (two.tokens, two.steps, two.epochs) == (one.tokens, one.steps, one.epochs)
+    assert one.loss < 0.9 * one.first_loss
+
+
+def test_when_one_dies_all_end_and_the_next_attempt_makes_the_same_bytes(
+    base: Path, whole: TrainResult, tmp_path: Path
+) -> None:
+    bench, killed = Bench(base, tmp_path), list[int]()
+
+    def kill() -> None:
+        if not killed:
+            _, second = ranks(os.getpid())
+            killed.append(second.pid)
+            second.send_signal(signal.SIGKILL)
+
+    with pytest.raises(JobError) as caught:
+        bench.run(hook=kill)
+    assert (caught.value.code, len(killed)) == ("TAPE-6002", 1)
+    assert not ranks(os.getpid())
+    again = bench.run()
+    assert 2 <= again.resumed < STEPS
+    assert (again.exact, again.steps) == (True, STEPS)
+    assert files(again.out) == files(whole.out)
+
+
+def test_a_stop_ends_all_after_one_step_with_a_checkpoint_of_it(base: Path, whole: TrainResult, tmp_path: Path) -> None:
+    bench = Bench(base, tmp_path)
+    stopped = bench.run(stop=True)
+    assert stopped.stopped and 2 < stopped.steps == bench.kept[-1] < STEPS
+    again = bench.run()
+    assert again.resumed == stopped.steps and losses(again) == losses(whole)
+
+
+def test_what_is_wrong_in_a_process_is_told_as_it_is(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidError, match="LoRA fits none of the layers") as caught:
+        Bench(base, tmp_path).run(targets=("nothing",))
+    assert (caught.value.code, caught.value.place["field"]) == ("TAPE-1002", "targets")
+
+
+def test_no_process_outlives_who_launched_it(base: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tests.unit.train_rig import ROWS\n"
+        "from workers.llm.settings import TrainParams; from workers.llm.train import train\n"
+        "base, out = map(Path, sys.argv[1:])\n"
+        "params = TrainParams(steps=100000, batch_size=4, devices=2, threads=1, device='cpu')\n"
+        "train(params, base=base, rows=ROWS, out=out, progress=lambda told: print(told['step'], flush=True))\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(base), str(tmp_path / "out")], stdout=subprocess.PIPE, cwd=ROOT
+    ) as launcher:
+        assert launcher.stdout is not None
+        assert int(launcher.stdout.readline()) >= 1
+        found = ranks(launcher.pid)
+        assert len(found) == 2
+        launcher.kill()
+        assert not psutil.wait_procs(found, timeout=30)[1]
+
+
+def test_a_batch_that_cannot_be_shared_is_refused() -> None:
+    with pytest.raises(InvalidError, match="batch_size 3 cannot be shared by 2 devices"):
+        launch.check(TrainParams(batch_size=3, devices=2, device="cpu"))
+
+
+@pytest.mark.parametrize(("size", "smaller"), [(8, (4, 2)), (6, (2, 3)), (4, (2, 2)), (2, None)])
+def test_half_a_batch_can_still_be_shared(size: int, smaller: tuple[int, int] | None) -> None:
+    found = _halved(TrainParams(batch_size=size, devices=2, device="cpu"))
+    assert (found and (found.batch_size, found.accumulation)) == smaller
