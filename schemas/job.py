@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AwareDatetime, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
-from schemas.model import Name, Open, Strict
+from schemas.architecture import Architecture
+from schemas.model import Name, Open, Strict, wrong
 
 
 class Lane(StrEnum):
@@ -56,14 +57,24 @@ class Lora(Strict):
     targets: list[str] | None = Field(default=None, description="module names; default: by architecture")
 
 
-class Training(Strict):
-    """Fine-tune a causal language model on rows of text; the outcome's artifact is an adapter or a model."""
+OWN: dict[str, tuple[str, ...]] = {
+    "pretrain": ("architecture", "tokenizer"),
+    "distill": ("teacher", "temperature", "teacher_share"),
+}
+"""Settings that only one method of training has."""
 
-    base: Ref
+
+class Training(Strict):
+    """Train a causal language model on rows of text: fine-tune a base, distil a teacher into it, or begin from nothing.
+
+    The outcome's artifact is an adapter or a model.
+    """
+
+    base: Ref | None = Field(default=None, description="what is tuned; every method but `pretrain` needs it")
     data: Ref
     validation: Ref | None = None
     recipe: Name | None = Field(default=None, description="how foreign rows become prompts, e.g. `finqa`")
-    method: Literal["lora", "full"] = "lora"
+    method: Literal["lora", "full", "pretrain", "distill"] = "lora"
     lora: Lora = Lora()
     steps: int | None = Field(default=None, ge=1, description="optimizer steps; wins over epochs")
     epochs: float = Field(default=1.0, gt=0)
@@ -94,6 +105,48 @@ class Training(Strict):
         default_factory=list, max_length=2, description="what else keeps the metrics: files in the artifact `reports`"
     )
     run_name: Name | None = Field(default=None, description="what the run is called there; default: the job's id")
+    architecture: Architecture | None = Field(default=None, description="of `pretrain`: what is built")
+    tokenizer: Ref | None = Field(
+        default=None, description="of `pretrain`: a model whose tokenizer is taken; else one is made from the data"
+    )
+    teacher: Ref | None = Field(default=None, description="of `distill`: a model with the base's tokenizer")
+    temperature: float | None = Field(
+        default=None, gt=0, le=100, description="of `distill`: what the logits of both are divided by; 2 by default"
+    )
+    teacher_share: float | None = Field(
+        default=None, ge=0, le=1,
+        description="of `distill`: share of the teacher in what is learnt, the rest is the rows'; 0.5 by default",
+    )  # fmt: skip
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        """A request says what was meant, also where a later version would take something else."""
+        defaults: dict[str, dict[str, Any]] = {
+            "pretrain": {"architecture": {}}, "distill": {"temperature": 2.0, "teacher_share": 0.5}
+        }  # fmt: skip
+        if not isinstance(given, dict) or not isinstance(given.get("method"), str):
+            return given
+        return given | {
+            name: value for name, value in defaults.get(given["method"], {}).items() if given.get(name) is None
+        }
+
+    @model_validator(mode="after")
+    def _fits_its_method(self) -> Self:
+        for method, names in OWN.items():
+            for name in names if method != self.method else ():
+                if (value := getattr(self, name)) is not None:
+                    raise wrong(name, value, f"only the method `{method}` takes it, and this is `{self.method}`")
+        if self.method in OWN and self.lora != Lora():
+            raise wrong("lora", self.lora, f"`{self.method}` trains a whole model; the method `lora` an adapter")
+        if self.method == "pretrain" and self.base is not None:
+            told = "`pretrain` begins from nothing; give a model as `tokenizer` for its tokenizer alone, or use `full`"
+            raise wrong("base", self.base, told)
+        if self.method != "pretrain" and self.base is None:
+            raise wrong("base", None, f"Field required: the method `{self.method}` tunes a model that there is")
+        if self.method == "distill" and self.teacher is None:
+            raise wrong("teacher", None, "Field required: the method `distill` learns from a model")
+        return self
 
     @model_validator(mode="after")
     def _shares_its_batches(self) -> Self:

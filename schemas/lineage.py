@@ -16,6 +16,8 @@ from schemas.version import Version, VersionId
 TOP: Final = "models"
 """Where the registry of models lies in the store."""
 SCHEME: Final = "model:"
+SCRATCH: Final = "scratch:"
+"""What stands for a base that there was not, before the family of the architecture."""
 PIN: Final = "@sha256:"
 """What pins a reference to one content: `blob:NAME@sha256:HASH`."""
 
@@ -27,13 +29,22 @@ class ModelVersion(Version):
     """
 
     artifact: Artifact
-    method: Literal["lora", "full"] = Field(description="an adapter, which needs its base, or a whole model")
-    base: str = Field(description="reference to the base, with an alias replaced by the version that it was then")
+    method: Literal["lora", "full"] = Field(
+        description="an adapter, which needs its base, or a whole model, however it was trained (`request.method`)"
+    )
+    base: str = Field(
+        description="reference to the base, with an alias replaced by the version that it was then; `scratch:FAMILY`"
+        " where there was none, and its weights are those that the seed gives"
+    )
     base_sha256: Sha256 = Field(description="of the base's weights, by name and content")
     data: str = Field(description="reference to the rows, with an alias replaced by the version that it was then")
     data_sha256: Sha256
     validation: str | None = None
     validation_sha256: Sha256 | None = None
+    teacher: str | None = Field(default=None, description="like `base`: what it was distilled from")
+    teacher_sha256: Sha256 | None = Field(default=None, description="of the teacher's weights, by name and content")
+    tokenizer: str | None = Field(default=None, description="like `base`: whose tokenizer it was built with")
+    tokenizer_sha256: Sha256 | None = Field(default=None, description="of that tokenizer's `tokenizer.json`")
     request: dict[str, Any] = Field(description="the parameters of the training as sent, defaults included")
     settings: dict[str, Any] = Field(description="as used: where nothing was asked, what was taken, e.g. threads")
     seed: int

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
 """A name that is safe in a topic, a path and a URL."""
@@ -23,3 +24,10 @@ class Open(BaseModel):
     """What one version writes and another reads: unknown fields are ignored (see `schemas.compat`)."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+def wrong(field: str, value: Any, told: str) -> ValidationError:
+    """Return what a check over several fields raises: an error at this one of them, and not at the whole."""
+    # braces would be read as places for values
+    problem = PydanticCustomError("wrong", "{told}", {"told": told})
+    return ValidationError.from_exception_data("value", [InitErrorDetails(type=problem, loc=(field,), input=value)])

@@ -46,7 +46,7 @@ def pinned(params: Training, context: Context) -> Training:
 
     Raises what `found` does.
     """
-    given = {"base": params.base, "data": params.data, "validation": params.validation}
+    given = {use: getattr(params, use) for use in ("base", "data", "validation", "teacher", "tokenizer")}
     return params.model_copy(update={use: ref and _version(ref, context, use) for use, ref in given.items()})
 
 
@@ -95,13 +95,17 @@ def register(
             created_at=datetime.now(UTC),
             created_by=context.tenant,
             artifact=artifact,
-            method=params.method,
-            base=fixed.base,
+            method="lora" if params.method == "lora" else "full",
+            base=result["base"],
             base_sha256=result["base_sha256"],
             data=_exactly(fixed.data, sha256),
             data_sha256=sha256,
             validation=_exactly(fixed.validation, held) if fixed.validation and held else None,
             validation_sha256=held,
+            teacher=fixed.teacher,
+            teacher_sha256=result.get("teacher_sha256"),
+            tokenizer=fixed.tokenizer,
+            tokenizer_sha256=result.get("tokenizer_sha256"),
             request=params.model_dump(mode="json"),
             settings=config["params"],
             seed=params.seed,

@@ -77,7 +77,7 @@ def recipe_for(ref: str, asked: str | None) -> str:
 def _model(ref: str, context: Context, field: str) -> Path:
     version = found(ref, context)
     assert version is not None
-    if version.method == "lora" and field == "base":
+    if version.method == "lora" and field in ("base", "teacher"):
         raise InvalidError(
             f"{ref} is an adapter, and a training needs a whole model", field=field,
             hint=f"give its base, {version.base}",

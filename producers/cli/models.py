@@ -286,7 +286,7 @@ def reproduce(
     with shell.client() as client:
         shelf = Shelf(shell.blobs)
         found = shelf.registry.find(version)
-        for ref in (found.base, found.data, found.validation):
+        for ref in (found.base, found.data, found.validation, found.teacher, found.tokenizer):
             if ref is not None and ref.startswith("file:"):
                 shell.output.note(f"{ref} cannot be pinned: it is what the worker has there now")
         handle = client.submit(request(found, as_, **options))

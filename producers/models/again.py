@@ -6,22 +6,24 @@ from typing import Any
 
 from producers.request import Request
 from schemas.errors import JobError
-from schemas.lineage import ModelVersion
+from schemas.lineage import SCRATCH, ModelVersion
 from schemas.outcome import Outcome
 
 
 def request(version: ModelVersion, name: str | None = None, **options: Any) -> Request:
     """Return the request that makes a version again, to be registered under `name`, else under its own.
 
-    Its base and its rows are pinned to what was used, as far as a reference can be: `file:` cannot. So are the threads,
-    which decide about bytes.
+    All that it was made of is pinned to what was used, as far as a reference can be: `file:` cannot. So are the
+    threads, which decide about bytes.
     """
+    given = {"teacher": version.teacher, "tokenizer": version.tokenizer}
     params = version.request | {
-        "base": version.base,
+        "base": None if version.base.startswith(SCRATCH) else version.base,
         "data": version.data,
         "validation": version.validation,
         "threads": version.settings.get("threads", version.request.get("threads")),
         "publish_as": name or version.name,
+        **{use: ref for use, ref in given.items() if ref is not None},
     }
     labels = {**(options.pop("labels", None) or {}), "reproduces": f"{version.name}@{version.version}"}
     return Request("training", params, labels=labels, **options)

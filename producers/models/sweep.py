@@ -1,9 +1,10 @@
 """Old versions removed, and of their bytes those that nothing names any more.
 
-A version stays while an alias points to it or would after a rollback, while a version that stays was made on it, and
-while it is among the newest of its name. Bytes stay while anything in the store names them: any JSON object outside
-`blobs/` and `uploads/`, whatever it is, that holds their hash or their manifest's name. The store does not tell how old
-an object is, so nothing is looked at but what the removed versions name: bytes that were orphaned in another way stay.
+A version stays while an alias points to it or would after a rollback, while a version that stays was made of it (as its
+base, its teacher or for its tokenizer), and while it is among the newest of its name. Bytes stay while anything in the
+store names them: any JSON object outside `blobs/` and `uploads/`, whatever it is, that holds their hash or their
+manifest's name. The store does not tell how old an object is, so nothing is looked at but what the removed versions
+name: bytes that were orphaned in another way stay.
 
 Who publishes the very same bytes at the very same moment may have found a blob there that goes now; `verify` tells.
 """
@@ -72,7 +73,7 @@ def plan(
         for version in _old(shelf, each, versions, keep, before)
     }
     everything = [version for versions in found.values() for version in versions]
-    while needed := [one for one in _bases(everything, going) if one in going]:
+    while needed := {one for one in _bases(everything, going) if one in going}:
         for one in needed:
             del going[one]
     chosen = tuple(going.values())
@@ -116,9 +117,12 @@ def _old(
 def _bases(versions: Iterable[ModelVersion], going: dict[str, ModelVersion]) -> Iterator[str]:
     """Yield what the versions that stay were made on."""
     for version in versions:
-        if version.version + version.name not in going and version.base.startswith(SCHEME):
-            name, _, at = version.base.removeprefix(SCHEME).partition("@")
-            yield at + name
+        if version.version + version.name in going:
+            continue
+        for ref in (version.base, version.teacher, version.tokenizer):
+            if ref is not None and ref.startswith(SCHEME):
+                name, _, at = ref.removeprefix(SCHEME).partition("@")
+                yield at + name
 
 
 def _with_bytes(blobs: Blobs, versions: tuple[ModelVersion, ...], outcomes: bool) -> Plan:

@@ -43,7 +43,8 @@ def shown(shelf: Shelf, asked: str) -> dict[str, Any]:
 
 def _row(version: ModelVersion, held: Aliases) -> dict[str, Any]:
     return {
-        "model": version.name, "version": version.version, "aliases": _aliases(version, held), "method": version.method,
+        "model": version.name, "version": version.version, "aliases": _aliases(version, held),
+        "method": version.request.get("method", version.method),
         "base": label(version.base), "data": label(version.data), "loss": version.metrics.get("loss"),
         "validation_loss": version.metrics.get("validation_loss"), "created_at": version.created_at,
         "size": version.artifact.size, "exact": version.exact, "job": version.job,

@@ -192,10 +192,10 @@ def test_the_tiny_base_reads_what_it_writes(blank: Path) -> None:
 
 
 def test_a_base_that_fails_to_build_leaves_nothing(tmp_path: Path, texts: tuple[str, ...], monkeypatch: Any) -> None:
-    def broken(*args: Any) -> None:
+    def broken(*args: Any, **more: Any) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(bases, "_bpe", broken)
+    monkeypatch.setattr(bases, "bpe", broken)
     with pytest.raises(JobError):
         bases.tiny(tmp_path, texts, steps=0)
     assert not list((tmp_path / "models").iterdir())

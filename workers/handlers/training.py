@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from schemas.job import Training
-from schemas.lineage import label
+from schemas.lineage import SCRATCH, label
 from schemas.outcome import Cancelled, Succeeded, Usage, Verdict
 from wire.blobs.manifest import digest_of
 from workers.context import Context
@@ -15,10 +17,13 @@ from workers.lineage import pinned, register
 from workers.refs import MODELS, recipe_for, resolve
 from workers.report import Reports
 
+if TYPE_CHECKING:
+    from schemas.row import Row
+
 
 @kind("training", params=Training, max_attempts=3, needs=(MODELS,), probe=probe)
 def training(context: Context, params: Training) -> Verdict:
-    """Fine-tune the base on the rows; the artifact holds safetensors, tokenizer, metrics, settings and a model card.
+    """Train on the rows; the artifact holds safetensors, tokenizer, metrics, settings and a model card.
 
     With `publish_as` it is registered as a version of that model, and the result says which (`workers.lineage`).
     Checkpoints go to the store meanwhile: whoever takes the job up after a death, a drain or a failure goes on from the
@@ -37,7 +42,8 @@ def training(context: Context, params: Training) -> Verdict:
         held = resolve(fixed.validation, context, field="validation")
         valid = load(held, recipe=recipe_for(fixed.validation, params.recipe))
         hashes["validation"] = digest_of(held)[0]
-    base = resolve(fixed.base, context, field="base")
+    base = resolve(fixed.base, context, field="base") if fixed.base else built(fixed, rows, context, hashes)
+    teacher = resolve(fixed.teacher, context, field="teacher") if fixed.teacher else None
     context.check()
     context.progress(step="train", rows=len(rows), validation_rows=len(valid))
     out = context.scratch / "model"
@@ -48,23 +54,26 @@ def training(context: Context, params: Training) -> Verdict:
 
     with context.checkpoints() as kept:
         done = train.train(
-            settings(params), base=base, rows=rows, valid=valid, out=out, checkpoints=kept,
+            settings(params, teacher), base=base, rows=rows, valid=valid, out=out, checkpoints=kept,
             progress=told, should_stop=lambda: context.cancelled,
         )  # fmt: skip
     usage = Usage(training_tokens=done.tokens, training_samples=done.samples)
     if done.stopped:
         return Cancelled(usage=usage)
     context.check()
-    card.write(
-        out, base=label(fixed.base), data={use: (label(getattr(fixed, use)), found) for use, found in hashes.items()}
-    )
-    result = {
-        "base": fixed.base, "base_sha256": done.base, "data": fixed.data, "validation": fixed.validation,
+    hashes |= {"teacher": done.teacher} if done.teacher else {}
+    origin = fixed.base or f"{SCRATCH}{fixed.architecture and fixed.architecture.family}"
+    made_of = {use: (label(getattr(fixed, use)), found) for use, found in hashes.items()}
+    card.write(out, base=label(origin), data=made_of)
+    result: dict[str, Any] = {
+        "base": origin, "base_sha256": done.base, "data": fixed.data, "validation": fixed.validation,
         "method": params.method,
         "rows": done.rows, "rows_cut": done.cut, "steps": done.steps, "first_loss": done.first_loss, "loss": done.loss,
         "validation_loss": done.valid_loss, "trainable": done.trainable, "parameters": done.parameters,
         "seconds": done.seconds, "best_step": done.best_step, "resumed_from": done.resumed, "exact": done.exact,
         **{f"{use}_sha256": found for use, found in hashes.items()},
+        **{use: getattr(fixed, use) for use in ("teacher", "tokenizer") if use in hashes},
+        **({"blocks": done.blocks} if done.blocks else {}),
     }  # fmt: skip
     more = reports.write(out / "metrics.jsonl", result)
     name = "adapter" if params.method == "lora" else "model"
@@ -75,8 +84,27 @@ def training(context: Context, params: Training) -> Verdict:
     return Succeeded(result=result, artifacts=[artifact, *more], usage=usage)
 
 
-def settings(params: Training):  # type: ignore[no-untyped-def]  # the type lives beside torch
-    """Return the request's settings as `workers.llm.train` takes them."""
+def built(params: Training, rows: Sequence[Row], context: Context, hashes: dict[str, str]) -> Path:
+    """Build what `pretrain` begins with: random weights by the seed, and a tokenizer, borrowed or made from the rows.
+
+    A borrowed one's hash goes into `hashes`. It is built anew by each attempt, the same each time.
+    """
+    from workers.llm import pretrain
+
+    shape = params.architecture
+    assert shape is not None
+    path = context.scratch / f"{shape.family}-from-scratch"
+    context.progress(step="build", family=shape.family)
+    if params.tokenizer:
+        tokenizer, hashes["tokenizer"] = pretrain.borrow(resolve(params.tokenizer, context, field="tokenizer"))
+    else:
+        tokenizer = pretrain.bpe(pretrain.texts(rows), size=shape.vocabulary, context=shape.context)
+    pretrain.blank(path, shape, tokenizer, seed=params.seed)
+    return path
+
+
+def settings(params: Training, teacher: Path | None = None):  # type: ignore[no-untyped-def]  # it lives beside torch
+    """Return the request's settings as `workers.llm.train` takes them; `teacher` is the folder of one."""
     from workers.llm.settings import TrainParams
 
     return TrainParams(
@@ -86,4 +114,6 @@ def settings(params: Training):  # type: ignore[no-untyped-def]  # the type live
         dropout=params.lora.dropout, targets=tuple(params.lora.targets or ()), seed=params.seed, threads=params.threads,
         devices=params.devices,
         checkpoint_steps=params.checkpoint_steps, validation_steps=params.validation_steps, patience=params.patience,
+        architecture=params.architecture, temperature=params.temperature, teacher_share=params.teacher_share,
+        teacher=teacher,
     )  # fmt: skip

@@ -15,11 +15,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from schemas.architecture import Architecture
 from schemas.errors import JobError, SetupError, TapeError
 from schemas.row import Row
 from workers.failures import classify
 from workers.llm import model as models
 from workers.llm.generate import Sampling, generate
+from workers.llm.pretrain import blank, bpe
 from workers.llm.score import perplexity
 from workers.llm.settings import TrainParams
 from workers.llm.train import train
@@ -35,13 +37,6 @@ PROBE = (
 )
 SANE_PERPLEXITY = 40.0
 WEIGHTS = "model.safetensors"
-
-SPECIAL = ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
-TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
-VOCABULARY, WIDTH, DEPTH, HEADS, CONTEXT = 2048, 128, 4, 4, 512
 
 
 def smollm2(cache: Path) -> Path:
@@ -143,33 +138,8 @@ def _pretrain(
     threads: int | None,
     progress: Callable[[dict[str, Any]], None] | None,
 ) -> dict[str, Any]:
-    models.quiet()
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
-
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=_bpe(texts),
-        eos_token=SPECIAL[0],
-        pad_token=SPECIAL[0],
-        additional_special_tokens=list(SPECIAL[1:]),
-        model_max_length=CONTEXT,
-    )
-    tokenizer.chat_template = TEMPLATE
-    set_seed(seed)
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=CONTEXT,
-        n_embd=WIDTH,
-        n_layer=DEPTH,
-        n_head=HEADS,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    GPT2LMHeadModel(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    shape = Architecture()
+    blank(path, shape, bpe(texts, size=shape.vocabulary, context=shape.context), seed=seed)
     if steps:
         rows = [Row("", text, str(line), line) for line, text in enumerate(texts, start=1)]
         params = TrainParams(
@@ -180,24 +150,6 @@ def _pretrain(
         (trained / WEIGHTS).replace(path / WEIGHTS)
         shutil.rmtree(trained)
     return {"name": "tiny-gpt2", "source": "from scratch", "seed": seed, "steps": steps}
-
-
-def _bpe(texts: Sequence[str]) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=list(SPECIAL),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
 
 
 def _build(path: Path, make: Callable[[Path], dict[str, Any]], prove: Callable[[Path], None] | None = None) -> Path:

@@ -23,6 +23,12 @@ model = PeftModel.from_pretrained(base, "THIS-FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("THIS-FOLDER")
 ```
 """
+_HEADS = {
+    "lora": "A LoRA adapter for `{base}`",
+    "full": "A causal language model, fine-tuned from `{base}`",
+    "pretrain": "A causal language model, trained from `{base}`",
+    "distill": "A causal language model, distilled from `{teacher}` into `{base}`",
+}
 _FULL = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -36,7 +42,8 @@ tokenizer = AutoTokenizer.from_pretrained("THIS-FOLDER")
 def write(folder: Path, *, base: str, data: dict[str, tuple[str, str]]) -> None:
     """Write the card into the folder that a training left, and seal that anew.
 
-    `base` is what the base is called, `data` what the rows of each use (training, validation) are, and their sha256.
+    `base` is what the base is called; `data` what else it was made of, and its sha256: the rows of each use (training,
+    validation), a teacher, a tokenizer.
     """
     config = json.loads((folder / CONFIG).read_text())
     (folder / CARD).write_text(text(config, base=base, data=data), encoding="utf-8")
@@ -48,7 +55,7 @@ def text(config: dict[str, Any], *, base: str, data: dict[str, tuple[str, str]])
     """Return the card of a training whose `train.json` holds `config`."""
     params, result = config["params"], config["result"]
     lora = params["method"] == "lora"
-    what = f"A LoRA adapter for `{base}`" if lora else f"A causal language model, fine-tuned from `{base}`"
+    what = _HEADS.get(params["method"], _HEADS["full"]).format(base=base, teacher=data.get("teacher", ("",))[0])
     sources = [("base", base, result["base"]), *((use, *found) for use, found in data.items())]
     measured = {key: value for key, value in result.items() if key != "base" and value is not None}
     asked = {key: value for key, value in params.items() if value not in (None, [], ()) and _concerns(key, lora)}
@@ -69,7 +76,7 @@ def text(config: dict[str, Any], *, base: str, data: dict[str, tuple[str, str]])
         "The base's is over its weights' names and hashes.",
         "",
         "## Settings",
-        *_table(asked),
+        *_table(_flat(asked)),
         "",
         "## What it came to",
         *_table(measured),
@@ -88,6 +95,12 @@ def text(config: dict[str, Any], *, base: str, data: dict[str, tuple[str, str]])
 
 def _concerns(setting: str, lora: bool) -> bool:
     return lora or setting not in ("rank", "alpha", "dropout", "targets")
+
+
+def _flat(rows: dict[str, Any]) -> dict[str, Any]:
+    """Settings within settings, by their path."""
+    inner = {f"{name}.{key}": one for name, held in rows.items() if isinstance(held, dict) for key, one in held.items()}
+    return {name: value for name, value in (rows | inner).items() if not isinstance(value, dict) and value is not None}
 
 
 def _table(rows: dict[str, Any]) -> list[str]:

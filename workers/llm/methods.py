@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import InvalidError
+from workers.llm import distill, resume
 from workers.llm import model as models
-from workers.llm import resume
-from workers.llm.settings import TrainParams, TrainResult
+from workers.llm.distill import Lesson
+from workers.llm.objective import Objective
+from workers.llm.router import Router
+from workers.llm.settings import LATER, TrainParams, TrainResult
 
 CONFIG = "train.json"
 
 
 def prepare(model: models.Model, params: TrainParams) -> Any:
+    """Return the module that is trained: the model's own, or one with an adapter in it."""
     from transformers import set_seed
 
     set_seed(params.seed)
     model.module.config.use_cache = False
-    if params.method == "full":
+    if params.method != "lora":
         return model.module
     from peft import LoraConfig, get_peft_model
 
@@ -48,6 +52,16 @@ def prepare(model: models.Model, params: TrainParams) -> Any:
     return tuned
 
 
+def objective(model: models.Model, params: TrainParams) -> Objective | None:
+    """Return what is learnt, where that is more than the cross entropy; None where it is not."""
+    if params.method == "pretrain" and params.architecture is not None and params.architecture.family == "moe":
+        return Router(model.module)
+    if params.method == "distill":
+        assert params.teacher is not None and params.temperature is not None and params.teacher_share is not None
+        return Lesson(distill.fetch(params.teacher, model, params), params.temperature, params.teacher_share)
+    return None
+
+
 def _targets(module: Any) -> list[str]:
     """Name the linear layers inside the blocks, whatever the architecture calls them; the output layer is left out."""
     from torch import nn
@@ -73,9 +87,16 @@ def save(module: Any, model: models.Model, params: TrainParams, result: TrainRes
     model.tokenizer.save_pretrained(out)
     left_out = {"out", "seconds", "stopped", "resumed", "exact"}  # what differs where the bytes do not
     facts = {key: value for key, value in asdict(result).items() if key not in left_out}
-    config = {"params": params.model_dump(mode="json"), "result": facts, "versions": resume.versions()}
+    config = {
+        "params": _said(params.model_dump(mode="json")), "result": _said(facts), "versions": resume.versions()
+    }  # fmt: skip
     (out / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     models.seal(out, base=origin, base_name=model.path.name, method=params.method)
+
+
+def _said(facts: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what came later and was not asked for: an old request still comes out the same, byte for byte."""
+    return {name: value for name, value in facts.items() if value is not None or name not in LATER}
 
 
 def _tidy(path: Path, base: str) -> None:

@@ -68,8 +68,8 @@ def facts(params: TrainParams, base: str, rows: Iterable[Encoded], *, device: st
 
 
 def fits(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    """Whether a run may go on from a checkpoint: the same request, base and rows."""
-    return all(theirs.get(name) == mine[name] for name in ("request", "base", "rows"))
+    """Whether a run may go on from a checkpoint: the same request, base, teacher and rows."""
+    return all(theirs.get(name) == mine.get(name) for name in ("request", "base", "rows", "teacher"))
 
 
 def exact(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:

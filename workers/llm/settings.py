@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.architecture import Architecture
 from workers.llm import model as models
 
 
@@ -16,7 +17,7 @@ class TrainParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Literal["lora", "full"] = "lora"
+    method: Literal["lora", "full", "pretrain", "distill"] = "lora"
     steps: int | None = Field(default=None, ge=1)
     epochs: float = Field(default=1.0, gt=0)
     batch_size: int = Field(default=8, ge=1)
@@ -43,6 +44,10 @@ class TrainParams(BaseModel):
     patience: int | None = Field(
         default=None, ge=1, description="validations without a better one, before it ends early"
     )
+    architecture: Architecture | None = Field(default=None, description="what a `pretrain` was built as")
+    temperature: float | None = Field(default=None, gt=0)
+    teacher_share: float | None = Field(default=None, ge=0, le=1)
+    teacher: Path | None = Field(default=None, exclude=True, description="a place on this machine: written nowhere")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,8 @@ class TrainResult:
 
     `resumed` is the step of the checkpoint it went on from (0: none), `exact` whether its bytes are those of a run that
     nobody disturbed. `best_step` is the step whose weights these are, where validations chose. `samples` are the rows
-    that were trained on, each as often as it was.
+    that were trained on, each as often as it was. `teacher` is the sha256 of a teacher's weights, `blocks` how many
+    blocks the rows of a `pretrain` made.
     """
 
     out: Path
@@ -72,3 +78,9 @@ class TrainResult:
     resumed: int = 0
     exact: bool = True
     samples: int = 0
+    teacher: str | None = None
+    blocks: int | None = None
+
+
+LATER = frozenset({"architecture", "temperature", "teacher_share", "teacher", "blocks"})
+"""Fields of both that came after the first release: written down only where they are set."""

@@ -23,7 +23,9 @@ from workers.failures import classify
 from workers.llm import launch, resume
 from workers.llm import model as models
 from workers.llm.data import Encoded, encode
-from workers.llm.methods import prepare, save
+from workers.llm.methods import objective, prepare, save
+from workers.llm.objective import Objective, trainer
+from workers.llm.pretrain import blocks
 from workers.llm.settings import TrainParams, TrainResult
 from workers.llm.watch import Collate, Progress, Watch, Work, callback
 
@@ -92,35 +94,37 @@ def once(params: TrainParams, work: Work) -> TrainResult:
     origin = models.fingerprint(work.base)
     model = models.load(work.base, device=params.device, dtype=params.dtype, threads=params.threads)
     length = min(params.max_length, model.context)
-    encoded = [encode(row, model.tokenizer, length) for row in work.rows]
-    held = [encode(row, model.tokenizer, length) for row in work.valid]
+    encoded = _tokens(work.rows, model, length, params)
+    held = _tokens(work.valid, model, length, params)
     module = prepare(model, params)
+    goal = objective(model, params)
     trainable = sum(tensor.numel() for tensor in module.parameters() if tensor.requires_grad)
     work.out.mkdir(parents=True, exist_ok=True)
     facts = resume.facts(params, origin, (*encoded, *held), device=model.device, threads=models.pin(params.threads))
-    facts["exact"] = not work.halved
+    facts |= {"exact": not work.halved, "teacher": params.teacher and models.fingerprint(params.teacher)}
     with _scratch(work) as scratch:
         watch = Watch(work, facts, every=params.checkpoint_steps, patience=params.patience)
         watch.learnt = set(map(id, encoded))
+        watch.more = goal.take if goal else dict
         start = watch.take_up(Path(scratch))
         params = params.model_copy(update={"threads": models.pin(watch.facts["threads"])})
         try:
-            trainer = _trainer(module, model, params, (encoded, held), watch, Path(scratch))
-            trainer.train(resume_from_checkpoint=start)
-            if held and not watch.stopped and watch.validated_at != trainer.state.global_step:
-                trainer.evaluate()
-            chosen = _choose(trainer, params, watch, Path(scratch))
+            learner = _trainer(module, model, params, (encoded, held), (watch, goal), Path(scratch))
+            learner.train(resume_from_checkpoint=start)
+            if held and not watch.stopped and watch.validated_at != learner.state.global_step:
+                learner.evaluate()
+            chosen = _choose(learner, params, watch, Path(scratch))
         finally:
             watch.close()
     tail = watch.losses[-max(1, len(watch.losses) // 10) :]
     result = TrainResult(
         out=work.out,
-        steps=trainer.state.global_step,
-        epochs=round(float(trainer.state.epoch or 0), 4),
+        steps=learner.state.global_step,
+        epochs=round(float(learner.state.epoch or 0), 4),
         first_loss=watch.losses[0] if watch.losses else math.nan,
         loss=sum(tail) / len(tail) if tail else math.nan,
         valid_loss=watch.valid_loss if chosen is None else watch.best[0],
-        rows=len(encoded),
+        rows=len(work.rows),
         cut=sum(row.cut for row in encoded),
         tokens=watch.tokens,
         trainable=trainable,
@@ -132,10 +136,18 @@ def once(params: TrainParams, work: Work) -> TrainResult:
         resumed=watch.start,
         exact=watch.facts["exact"],
         samples=watch.samples,
+        teacher=facts["teacher"],
+        blocks=len(encoded) if params.method == "pretrain" else None,
     )
     if not watch.stopped and work.team.first:
         save(module, model, params, result, origin)
     return result
+
+
+def _tokens(rows: Sequence[Row], model: models.Model, length: int, params: TrainParams) -> list[Encoded]:
+    if params.method == "pretrain":
+        return blocks(rows, model.tokenizer, length) if rows else []
+    return [encode(row, model.tokenizer, length) for row in rows]
 
 
 @contextmanager
@@ -166,13 +178,14 @@ def _trainer(
     model: models.Model,
     params: TrainParams,
     rows: tuple[list[Encoded], list[Encoded]],
-    watch: Watch,
+    follower: tuple[Watch, Objective | None],
     scratch: Path,
 ) -> Any:
-    from transformers import Trainer, TrainingArguments
+    from transformers import TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
     encoded, held = rows
+    watch, goal = follower
     arguments = TrainingArguments(
         output_dir=str(scratch),
         max_steps=params.steps or -1,
@@ -202,7 +215,7 @@ def _trainer(
         remove_unused_columns=False,
         label_names=["labels"],
     )
-    trainer = Trainer(
+    made = trainer(goal)(
         model=module,
         args=arguments,
         train_dataset=encoded,
@@ -210,9 +223,9 @@ def _trainer(
         data_collator=Collate(model.tokenizer.pad_token_id, watch),
     )
     # without a progress bar the Trainer prints every log to stdout, and an environment variable may add reporters
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(callback(watch))
-    return trainer
+    made.remove_callback(PrinterCallback)
+    made.add_callback(callback(watch))
+    return made
 
 
 def _silent(record: dict[str, Any]) -> None: ...

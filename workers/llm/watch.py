@@ -136,6 +136,8 @@ class Watch:
         self.told_at = float("-inf")
         self.untold = Running()
         self.trend = Trend()
+        self.more: Callable[[], dict[str, Any]] = dict
+        """What is told of a step beside its loss."""
 
     def take_up(self, scratch: Path) -> str | None:
         """Return the folder of the checkpoint to go on from, if there is one, with what was known by then."""
@@ -254,6 +256,7 @@ class Watch:
             "loss": round(loss, 6),
             "lr": float(logs["learning_rate"]),
             "grad_norm": round(norm, 6),
+            **self.more(),
             "tokens": self.tokens,
             "samples": self.samples,
             "tokens_per_s": round((self.tokens - self.before) / passed, 1) if passed else 0.0,
