@@ -295,7 +295,7 @@ class TestOthers:
         death = outcome(handle.id, Status.DEAD, epoch=3)
         ports.blobs.create(f"runs/{handle.id}/outcome.json", codec.dump(death))
         ports.tell(event(handle.id, EventType.DEAD, outcome=death))
-        ports.tell(event(handle.id, EventType.QUEUED, redrive="r"))
+        ports.tell(event(handle.id, EventType.QUEUED, redrive=1))
         handle.cancel("enough")
         found = client.outcome(handle.id)
         assert found is not None and (found.status, found.epoch) == (Status.CANCELLED, 3)
@@ -305,7 +305,7 @@ class TestOthers:
         handle = client.submit("inference", PARAMS)
         first, second = (outcome(handle.id, Status.DEAD, epoch=epoch) for epoch in (1, 2))
         ports.tell(event(handle.id, EventType.DEAD, outcome=first))
-        ports.tell(event(handle.id, EventType.QUEUED, redrive="r"))
+        ports.tell(event(handle.id, EventType.QUEUED, redrive=1))
         ports.blobs.create(f"runs/{handle.id}/outcome.json", codec.dump(second))
         handle.cancel("enough")
         assert codec.parse(Outcome, ports.blobs.read(f"runs/{handle.id}/outcome.json")) == second
