@@ -23,11 +23,12 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A row as tokens; labels are `IGNORED` wherever no loss is taken."""
+    """A row as tokens; labels are `IGNORED` wherever no loss is taken. One that is `held` is only validated on."""
 
     input_ids: list[int]
     labels: list[int]
     cut: bool
+    held: bool = False
 
 
 def render(prompt: Prompt, tokenizer: Tokenizer) -> str:
