@@ -11,6 +11,7 @@ from workers.handlers.models import probe
 from workers.kinds import kind
 from workers.lineage import pinned, register
 from workers.refs import MODELS, recipe_for, resolve
+from workers.tokens import Tokens
 
 
 @kind("training", params=Training, max_attempts=3, needs=(MODELS,), probe=probe)
@@ -23,6 +24,8 @@ def training(context: Context, params: Training) -> Verdict:
     """
     from wire.rows import load
     from workers.llm import card, train
+    from workers.llm.settings import ADAPTERS
+    from workers.llm.tokens import Shelved
 
     fixed = pinned(params, context)
     path = resolve(fixed.data, context, field="data")
@@ -37,10 +40,12 @@ def training(context: Context, params: Training) -> Verdict:
     context.check()
     context.progress(step="train", rows=len(rows), validation_rows=len(valid))
     out = context.scratch / "model"
+    shelf = Tokens(lambda: context.store, context.cache)
     with context.checkpoints() as kept:
         done = train.train(
-            settings(params), base=base, rows=rows, valid=valid, out=out, checkpoints=kept,
-            progress=lambda told: context.progress(**told), should_stop=lambda: context.cancelled,
+            settings(params), base=base, rows=Shelved(rows, shelf), valid=Shelved(valid, shelf), out=out,
+            checkpoints=kept, progress=lambda told: context.progress(**told),
+            should_stop=lambda: context.cancelled,
         )  # fmt: skip
     if done.stopped:
         return Cancelled()
@@ -54,9 +59,10 @@ def training(context: Context, params: Training) -> Verdict:
         "rows": done.rows, "rows_cut": done.cut, "steps": done.steps, "first_loss": done.first_loss, "loss": done.loss,
         "validation_loss": done.valid_loss, "trainable": done.trainable, "parameters": done.parameters,
         "seconds": done.seconds, "best_step": done.best_step, "resumed_from": done.resumed, "exact": done.exact,
+        "precision": done.precision, "packs": done.packs,
         **{f"{use}_sha256": found for use, found in hashes.items()},
     }  # fmt: skip
-    name = "adapter" if params.method == "lora" else "model"
+    name = "adapter" if params.method in ADAPTERS else "model"
     context.progress(phase="publish")
     artifact = context.keep(name, out, **result, request=params.model_dump(mode="json"))
     if params.publish_as:
@@ -73,5 +79,7 @@ def settings(params: Training):  # type: ignore[no-untyped-def]  # the type live
         accumulation=params.accumulation, lr=params.learning_rate, schedule=params.schedule, warmup=params.warmup,
         weight_decay=params.weight_decay, max_length=params.max_length, rank=params.lora.rank, alpha=params.lora.alpha,
         dropout=params.lora.dropout, targets=tuple(params.lora.targets or ()), seed=params.seed, threads=params.threads,
+        rslora=params.lora.rslora, dora=params.lora.dora, packing=params.packing, precision=params.precision,
+        gradient_checkpointing=params.gradient_checkpointing,
         checkpoint_steps=params.checkpoint_steps, validation_steps=params.validation_steps, patience=params.patience,
     )  # fmt: skip

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from workers.llm import model as models
+
+ADAPTERS: Final = frozenset({"lora", "qlora"})
+"""The methods that make an adapter, which needs its base; the others make a whole model."""
 
 
 class TrainParams(BaseModel):
@@ -16,7 +19,7 @@ class TrainParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Literal["lora", "full"] = "lora"
+    method: Literal["lora", "full", "qlora"] = "lora"
     steps: int | None = Field(default=None, ge=1)
     epochs: float = Field(default=1.0, gt=0)
     batch_size: int = Field(default=8, ge=1)
@@ -31,10 +34,18 @@ class TrainParams(BaseModel):
     alpha: float = Field(default=32.0, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: tuple[str, ...] = Field(default=(), description="layers that get LoRA; empty takes the architecture's own")
+    rslora: bool = Field(default=False, description="alpha by the root of the rank, and not by the rank")
+    dora: bool = Field(default=False, description="directions by LoRA, magnitudes by themselves")
+    packing: bool = Field(
+        default=False, description="several rows in one of `max_length`; validation rows are not packed"
+    )
+    gradient_checkpointing: bool = Field(default=False, description="layers are computed again and not remembered")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="what is computed in; what learns is float32 all the same"
+    )
     seed: int = Field(default=0, ge=0)
     threads: int | None = Field(default=None, ge=1)
     device: models.Device = "auto"
-    dtype: models.Precision = "auto"
     checkpoint_steps: int | None = Field(default=None, ge=1, description="steps between checkpoints; else one a minute")
     validation_steps: int | None = Field(
         default=None, ge=1, description="steps between validations; one comes at the end"
@@ -49,7 +60,8 @@ class TrainResult:
     """What a training came to; `loss` is the mean of the last tenth of the steps, in nats per learnt token.
 
     `resumed` is the step of the checkpoint it went on from (0: none), `exact` whether its bytes are those of a run that
-    nobody disturbed. `best_step` is the step whose weights these are, where validations chose.
+    nobody disturbed. `best_step` is the step whose weights these are, where validations chose. `precision` is what was
+    computed in, `packs` how many rows the packed examples came to.
     """
 
     out: Path
@@ -69,3 +81,5 @@ class TrainResult:
     best_step: int | None = None
     resumed: int = 0
     exact: bool = True
+    precision: str = "float32"
+    packs: int | None = None

@@ -13,6 +13,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from schemas.row import Row
 from workers.failures import classify
 from workers.llm import model as models
 from workers.llm import resume
-from workers.llm.data import Encoded, encode
-from workers.llm.methods import prepare, save
+from workers.llm.methods import computed, load, prepare, save, sizes
+from workers.llm.pack import Packs, isolated
 from workers.llm.settings import TrainParams, TrainResult
+from workers.llm.tokens import Shelved, Tokens, encoded
 from workers.llm.watch import Collate, Progress, Watch, Work, callback
 
 
@@ -84,22 +86,21 @@ def _free() -> None:
 def _train(params: TrainParams, work: Work) -> TrainResult:
     began = time.monotonic()
     origin = models.fingerprint(work.base)
-    model = models.load(work.base, device=params.device, dtype=params.dtype, threads=params.threads)
+    model = load(params, work.base)
     length = min(params.max_length, model.context)
-    encoded = [encode(row, model.tokenizer, length) for row in work.rows]
-    held = [encode(row, model.tokenizer, length) for row in work.valid]
+    rows, held = _tokens(work, model, length)
     module = prepare(model, params)
-    trainable = sum(tensor.numel() for tensor in module.parameters() if tensor.requires_grad)
+    learnt = _packed(rows, module, model, length) if params.packing else rows
+    trainable, parameters = sizes(module)
     work.out.mkdir(parents=True, exist_ok=True)
-    facts = resume.facts(params, origin, (*encoded, *held), device=model.device, threads=models.pin(params.threads))
+    facts = resume.facts(params, origin, chain(rows, held), device=model.device, threads=models.pin(params.threads))
     facts["exact"] = not work.halved
     with tempfile.TemporaryDirectory(prefix="tape-train-", dir=work.out.parent) as scratch:
         watch = Watch(work, facts, every=params.checkpoint_steps, patience=params.patience)
-        watch.learnt = set(map(id, encoded))
         start = watch.take_up(Path(scratch))
         params = params.model_copy(update={"threads": models.pin(watch.facts["threads"])})
         try:
-            trainer = _trainer(module, model, params, (encoded, held), watch, Path(scratch))
+            trainer = _trainer(module, model, params, (learnt, held), watch, Path(scratch))
             trainer.train(resume_from_checkpoint=start)
             if held and not watch.stopped and watch.validated_at != trainer.state.global_step:
                 trainer.evaluate()
@@ -114,21 +115,39 @@ def _train(params: TrainParams, work: Work) -> TrainResult:
         first_loss=watch.losses[0] if watch.losses else math.nan,
         loss=sum(tail) / len(tail) if tail else math.nan,
         valid_loss=watch.valid_loss if chosen is None else watch.best[0],
-        rows=len(encoded),
-        cut=sum(row.cut for row in encoded),
+        rows=len(rows),
+        cut=rows.cut,
         tokens=watch.tokens,
         trainable=trainable,
-        parameters=sum(tensor.numel() for tensor in module.parameters()),
+        parameters=parameters,
         seconds=round(time.monotonic() - began, 2),
         base=origin,
         stopped=watch.stopped,
         best_step=chosen,
         resumed=watch.start,
         exact=watch.facts["exact"],
+        precision=computed(params),
+        packs=len(learnt) if params.packing else None,
     )
     if not watch.stopped:
         save(module, model, params, result, origin)
     return result
+
+
+def _tokens(work: Work, model: models.Model, length: int) -> tuple[Tokens, Tokens]:
+    """Return the rows to learn and those to validate on as tokens; tell how they were come by, where they are kept."""
+    began = time.monotonic()
+    found = encoded(work.rows, model, length), encoded(work.valid, model, length, held=True)
+    if isinstance(work.rows, Shelved):
+        cached = all(one.found for one in found if len(one))
+        seconds = round(time.monotonic() - began, 3)
+        work.progress({"tokens": "cached" if cached else "made", "tokens_s": seconds})
+    return found
+
+
+def _packed(rows: Tokens, module: Any, model: models.Model, length: int) -> Packs:
+    isolated(module, len(model.tokenizer))
+    return Packs(rows, rows.sizes, length)
 
 
 def _choose(trainer: Any, params: TrainParams, watch: Watch, scratch: Path) -> int | None:
@@ -148,14 +167,14 @@ def _trainer(
     module: Any,
     model: models.Model,
     params: TrainParams,
-    rows: tuple[list[Encoded], list[Encoded]],
+    rows: tuple[Tokens | Packs, Tokens],
     watch: Watch,
     scratch: Path,
 ) -> Any:
     from transformers import Trainer, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
-    encoded, held = rows
+    learnt, held = rows
     arguments = TrainingArguments(
         output_dir=str(scratch),
         max_steps=params.steps or -1,
@@ -171,7 +190,7 @@ def _trainer(
         seed=params.seed,
         data_seed=params.seed,
         use_cpu=model.device == "cpu",
-        bf16=False,
+        bf16=computed(params) == "bfloat16",
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",
@@ -186,7 +205,7 @@ def _trainer(
     trainer = Trainer(
         model=module,
         args=arguments,
-        train_dataset=encoded,
+        train_dataset=learnt,
         eval_dataset=held or None,
         data_collator=Collate(model.tokenizer.pad_token_id, watch),
     )
