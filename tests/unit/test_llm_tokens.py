@@ -147,6 +147,13 @@ def test_a_training_is_the_same_from_the_shelf(blank: Path, tmp_path: Path) -> N
     assert written["params"]["packing"] is True
 
 
+def test_of_no_rows_nothing_is_kept(model: models.Model, tmp_path: Path) -> None:
+    shelf = Folder(tmp_path / "shelf")
+    assert list(tokens.encoded(tokens.Shelved([], shelf), model, 64)) == []
+    assert shelf.asked == []
+    assert not list(shelf.path.iterdir())
+
+
 def test_tokens_are_mapped_and_not_read(model: models.Model, tmp_path: Path) -> None:
     import numpy
 

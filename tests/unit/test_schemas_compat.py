@@ -99,7 +99,7 @@ HARMLESS = [
     ("event", _set("id", description="other words", title="T", examples=["a"])),
     ("event", lambda s: s["$defs"]["Artifact"]["properties"].update(note={"type": "string"})),
     ("training", _swap("patience", {"anyOf": [{"type": "integer"}, {"type": "null"}], "default": None})),
-    ("training", _set("method", enum=["lora", "full", "dora"])),
+    ("training", lambda s: s["properties"]["method"]["enum"].append("dora")),
     ("training", _set("batch_size", minimum=0)),
     ("training", lambda s: s["properties"]["learning_rate"].pop("exclusiveMinimum")),
     ("training", _swap("learning_rate", {"type": "number", "minimum": 0})),

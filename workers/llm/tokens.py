@@ -94,7 +94,7 @@ def encoded(rows: Sequence[Row], model: models.Model, length: int, *, held: bool
 
     `held` marks rows that are only validated on.
     """
-    if not isinstance(rows, Shelved):
+    if not isinstance(rows, Shelved) or not rows:
         return made(rows, model.tokenizer, length, held=held)
     name = key(rows, model.path, length)
     path = rows.shelf.find(name)
