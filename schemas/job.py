@@ -55,6 +55,8 @@ class Lora(Strict):
     alpha: float = Field(default=16, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: list[str] | None = Field(default=None, description="module names; default: by architecture")
+    rslora: bool = Field(default=False, description="scaled by the root of the rank (arXiv:2312.03732)")
+    dora: bool = Field(default=False, description="direction and magnitude apart (arXiv:2402.09353)")
 
 
 OWN: dict[str, tuple[str, ...]] = {
@@ -74,7 +76,7 @@ class Training(Strict):
     data: Ref
     validation: Ref | None = None
     recipe: Name | None = Field(default=None, description="how foreign rows become prompts, e.g. `finqa`")
-    method: Literal["lora", "full", "pretrain", "distill"] = "lora"
+    method: Literal["lora", "full", "qlora", "pretrain", "distill"] = "lora"
     lora: Lora = Lora()
     steps: int | None = Field(default=None, ge=1, description="optimizer steps; wins over epochs")
     epochs: float = Field(default=1.0, gt=0)
@@ -85,6 +87,12 @@ class Training(Strict):
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps")
     weight_decay: float = Field(default=0.0, ge=0)
     max_length: int = Field(default=256, ge=8, description="tokens of one example")
+    packing: bool = Field(default=False, description="several examples in a row of `max_length`, none sees another")
+    gradient_checkpointing: bool = Field(default=False, description="less memory, more time, the same losses")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="what is computed in; `auto` is bfloat16 on an accelerator that has it, else float32",
+    )
     seed: int = 0
     threads: int | None = Field(default=None, ge=1)
     devices: int = Field(
@@ -144,6 +152,10 @@ class Training(Strict):
             raise wrong("base", self.base, told)
         if self.method != "pretrain" and self.base is None:
             raise wrong("base", None, f"Field required: the method `{self.method}` tunes a model that there is")
+        if self.method in OWN and self.packing:
+            raise wrong("packing", True, f"`{self.method}` does not pack; leave it out")
+        if self.method == "distill" and self.devices > 1:
+            raise wrong("devices", self.devices, "`distill` runs on one device")
         if self.method == "distill" and self.teacher is None:
             raise wrong("teacher", None, "Field required: the method `distill` learns from a model")
         return self

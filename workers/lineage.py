@@ -83,6 +83,7 @@ def register(
     """
     from workers.llm import resume
     from workers.llm.methods import CONFIG
+    from workers.llm.settings import ADAPTERS
 
     assert params.publish_as is not None
     config = json.loads((out / CONFIG).read_text())
@@ -95,7 +96,7 @@ def register(
             created_at=datetime.now(UTC),
             created_by=context.tenant,
             artifact=artifact,
-            method="lora" if params.method == "lora" else "full",
+            method="lora" if params.method in ADAPTERS else "full",
             base=result["base"],
             base_sha256=result["base_sha256"],
             data=_exactly(fixed.data, sha256),
@@ -112,7 +113,7 @@ def register(
             job=context.job,
             attempt=context.attempt,
             metrics={key: value for key, value in result.items() if type(value) in (int, float)},
-            versions=_software() | resume.versions(),
+            versions=_software() | resume.versions(params.method),
             commit=commit(),
             processor=resume.hardware(),
             exact=result["exact"],

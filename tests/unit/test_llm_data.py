@@ -37,7 +37,8 @@ def test_the_loss_is_on_the_completion_only() -> None:
 
 def test_a_text_is_learnt_whole() -> None:
     found = data.encode(Row("", "abc", "1"), Letters(), 50)
-    assert found.labels == found.input_ids == list(b"abc\0")
+    assert found.input_ids == list(b"abc\0")
+    assert found.labels == [IGNORED, *b"bc\0"], "nothing predicts the first, so it must not be counted"
 
 
 @pytest.mark.parametrize(
@@ -66,4 +67,4 @@ def test_what_is_too_long_loses_the_beginning_of_its_prompt_first(prompt: str, c
     assert found.cut == (len(whole) > room)
     expected = whole[-min(room, len(whole)) :] if answer <= room else whole[len(prompt) :][:room]
     assert found.input_ids == expected
-    assert sum(label != IGNORED for label in found.labels) == min(answer, room)
+    assert sum(label != IGNORED for label in found.labels) == min(answer, room, len(found.labels) - 1)

@@ -155,7 +155,7 @@ def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_memory_that_runs_out_while_loading(monkeypatch: pytest.MonkeyPatch, blank: Path) -> None:
-    def exhausted(*args: Any) -> None:
+    def exhausted(*_: Any, **__: Any) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(models, "_load", exhausted)

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from schemas.artifact import Artifact
 from schemas.job import Evaluation, Inference, Training
 from schemas.outcome import Cancelled, Failed, Succeeded, Verdict
 from wire import datasets
-from wire.blobs.manifest import materialise, read_manifest
+from wire.blobs.manifest import blob_name, materialise, read_manifest
 from wire.blobs.memory import Memory
 from wire.rows.check import Check
 from workers.context import CancelledByRequest, Context
@@ -23,6 +24,7 @@ from workers.handlers import models
 from workers.handlers.evaluation import evaluation
 from workers.handlers.inference import inference
 from workers.handlers.training import training
+from workers.lineage import models as registry
 from workers.runner import call
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
@@ -145,6 +147,50 @@ def test_a_registered_set_is_trained_on_and_named_for_ever(
     lost = call(training, make("training"), params.model_copy(update={"data": "dataset:moods#nothing"}))
     assert isinstance(lost, Failed)
     assert (lost.failure.code, lost.failure.hint) == ("TAPE-2008", "it has train, validation, test")
+
+
+def test_the_second_training_on_the_same_rows_finds_their_tokens(make: Make, blank: Path, store: Memory) -> None:
+    told: list[dict[str, Any]] = []
+    given = Training(
+        base=f"file:{blank}", data="blob:rows.jsonl", validation="blob:rows.jsonl", steps=2, batch_size=2, threads=1,
+        max_length=40, packing=True, gradient_checkpointing=True, precision="bfloat16",
+        lora={"rslora": True, "dora": True},
+    )  # fmt: skip
+    first = succeeded(call(training, make("training", told=told), given))
+    assert (first.result["precision"], first.result["rows"]) == ("bfloat16", len(ROWS))
+    assert 0 < first.result["packs"] < len(ROWS)
+    again = succeeded(call(training, make("training", told=told), given))
+    assert again.result["loss"] == first.result["loss"]
+    other = given.model_copy(update={"max_length": 41, "packing": False, "precision": "auto"})
+    assert succeeded(call(training, make("training", told=told), other)).result["packs"] is None
+    heard = [record["tokenised"] for record in told if "tokenised" in record]
+    assert heard == ["made", "cached", "made"]
+    assert {blob.name.split("/")[0] for blob in store.list("tokens/")} == {"tokens"}
+    settings = json.loads(materialised(store, first, "train.json"))["params"]
+    assert settings["rslora"] and settings["dora"] and settings["packing"] and settings["gradient_checkpointing"]
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="the qlora extra is not installed")
+def test_an_adapter_made_on_four_bits_is_registered_as_an_adapter(make: Make, blank: Path, store: Memory) -> None:
+    params = Training(
+        base=f"file:{blank}", data="blob:rows.jsonl", method="qlora", steps=2, batch_size=2, threads=1, max_length=32,
+        publish_as="small",
+    )  # fmt: skip
+    done = succeeded(call(training, make("training"), params))
+    assert (done.artifacts[0].name, done.result["method"]) == ("adapter", "qlora")
+    version = registry(store).find("small")
+    assert (version.method, version.request["method"]) == ("lora", "qlora")
+    assert "bitsandbytes" in version.versions
+    asked = Inference(model="model:small", prompt="Headline:", max_new_tokens=2, threads=1)
+    assert succeeded(call(inference, make("inference"), asked)).usage.completion_tokens > 0
+    card = materialised(store, done, "README.md")
+    assert card.startswith("---\nlibrary_name: peft")
+    assert "| method | qlora |" in card
+
+
+def materialised(store: Memory, done: Succeeded, name: str) -> str:
+    [file] = [file for file in read_manifest(store, done.artifacts[0]).files if file.path == name]
+    return store.read(blob_name(file.sha256)).decode()
 
 
 def test_perplexity_alone_keeps_no_items(make: Make, blank: Path, store: Memory) -> None:

@@ -16,9 +16,11 @@ from workers.kinds import kind
 from workers.lineage import pinned, register
 from workers.refs import MODELS, recipe_for, resolve
 from workers.report import Reports
+from workers.tokens import Tokens
 
 if TYPE_CHECKING:
     from schemas.row import Row
+    from workers.llm.settings import TrainResult
 
 
 @kind("training", params=Training, max_attempts=3, needs=(MODELS,), probe=probe)
@@ -29,24 +31,19 @@ def training(context: Context, params: Training) -> Verdict:
     Checkpoints go to the store meanwhile: whoever takes the job up after a death, a drain or a failure goes on from the
     last, and an attempt that kept one is not spent.
     """
-    from wire.rows import load
     from workers.llm import card, train
+    from workers.llm.settings import ADAPTERS
+    from workers.llm.tokens import Shelved
 
     reports = Reports(context, params)
     fixed = pinned(params, context)
-    path = resolve(fixed.data, context, field="data")
-    rows = load(path, recipe=recipe_for(fixed.data, params.recipe), limit=params.limit)
-    hashes = {"data": digest_of(path)[0]}
-    valid = []
-    if fixed.validation:
-        held = resolve(fixed.validation, context, field="validation")
-        valid = load(held, recipe=recipe_for(fixed.validation, params.recipe))
-        hashes["validation"] = digest_of(held)[0]
+    rows, valid, hashes = _rows(fixed, context)
     base = resolve(fixed.base, context, field="base") if fixed.base else built(fixed, rows, context, hashes)
     teacher = resolve(fixed.teacher, context, field="teacher") if fixed.teacher else None
     context.check()
     context.progress(step="train", rows=len(rows), validation_rows=len(valid))
     out = context.scratch / "model"
+    shelf = Tokens(lambda: context.store, context.cache)
 
     def told(record: dict[str, Any]) -> None:
         context.progress(**record, **(context.spent() if "eta_s" in record else {}))
@@ -54,8 +51,8 @@ def training(context: Context, params: Training) -> Verdict:
 
     with context.checkpoints() as kept:
         done = train.train(
-            settings(params, teacher), base=base, rows=rows, valid=valid, out=out, checkpoints=kept,
-            progress=told, should_stop=lambda: context.cancelled,
+            settings(params, teacher), base=base, rows=Shelved(rows, shelf), valid=Shelved(valid, shelf), out=out,
+            checkpoints=kept, progress=told, should_stop=lambda: context.cancelled,
         )  # fmt: skip
     usage = Usage(training_tokens=done.tokens, training_samples=done.samples)
     if done.stopped:
@@ -65,23 +62,42 @@ def training(context: Context, params: Training) -> Verdict:
     origin = fixed.base or f"{SCRATCH}{fixed.architecture and fixed.architecture.family}"
     made_of = {use: (label(getattr(fixed, use)), found) for use, found in hashes.items()}
     card.write(out, base=label(origin), data=made_of)
-    result: dict[str, Any] = {
-        "base": origin, "base_sha256": done.base, "data": fixed.data, "validation": fixed.validation,
-        "method": params.method,
-        "rows": done.rows, "rows_cut": done.cut, "steps": done.steps, "first_loss": done.first_loss, "loss": done.loss,
-        "validation_loss": done.valid_loss, "trainable": done.trainable, "parameters": done.parameters,
-        "seconds": done.seconds, "best_step": done.best_step, "resumed_from": done.resumed, "exact": done.exact,
-        **{f"{use}_sha256": found for use, found in hashes.items()},
-        **{use: getattr(fixed, use) for use in ("teacher", "tokenizer") if use in hashes},
-        **({"blocks": done.blocks} if done.blocks else {}),
-    }  # fmt: skip
+    result = _facts(fixed, origin, done, hashes)
     more = reports.write(out / "metrics.jsonl", result)
-    name = "adapter" if params.method == "lora" else "model"
+    name = "adapter" if params.method in ADAPTERS else "model"
     context.progress(phase="publish")
     artifact = context.keep(name, out, **result, request=params.model_dump(mode="json"))
     if params.publish_as:
         result["model"] = register(context, params, fixed, out=out, artifact=artifact, result=result)
     return Succeeded(result=result, artifacts=[artifact, *more], usage=usage)
+
+
+def _rows(fixed: Training, context: Context) -> tuple[list[Row], list[Row], dict[str, str]]:
+    """Return the rows to learn and to validate on, and the sha256 of the files they were in."""
+    from wire.rows import load
+
+    path = resolve(fixed.data, context, field="data")
+    rows = load(path, recipe=recipe_for(fixed.data, fixed.recipe), limit=fixed.limit)
+    hashes = {"data": digest_of(path)[0]}
+    if not fixed.validation:
+        return rows, [], hashes
+    held = resolve(fixed.validation, context, field="validation")
+    hashes["validation"] = digest_of(held)[0]
+    return rows, load(held, recipe=recipe_for(fixed.validation, fixed.recipe)), hashes
+
+
+def _facts(fixed: Training, origin: str, done: TrainResult, hashes: dict[str, str]) -> dict[str, Any]:
+    return {
+        "base": origin, "base_sha256": done.base, "data": fixed.data, "validation": fixed.validation,
+        "method": fixed.method,
+        "rows": done.rows, "rows_cut": done.cut, "steps": done.steps, "first_loss": done.first_loss, "loss": done.loss,
+        "validation_loss": done.valid_loss, "trainable": done.trainable, "parameters": done.parameters,
+        "seconds": done.seconds, "best_step": done.best_step, "resumed_from": done.resumed, "exact": done.exact,
+        "precision": done.precision, "packs": done.packs,
+        **{f"{use}_sha256": found for use, found in hashes.items()},
+        **{use: getattr(fixed, use) for use in ("teacher", "tokenizer") if use in hashes},
+        **({"blocks": done.blocks} if done.blocks else {}),
+    }  # fmt: skip
 
 
 def built(params: Training, rows: Sequence[Row], context: Context, hashes: dict[str, str]) -> Path:
@@ -113,6 +129,8 @@ def settings(params: Training, teacher: Path | None = None):  # type: ignore[no-
         weight_decay=params.weight_decay, max_length=params.max_length, rank=params.lora.rank, alpha=params.lora.alpha,
         dropout=params.lora.dropout, targets=tuple(params.lora.targets or ()), seed=params.seed, threads=params.threads,
         devices=params.devices,
+        rslora=params.lora.rslora, dora=params.lora.dora, packing=params.packing, precision=params.precision,
+        gradient_checkpointing=params.gradient_checkpointing,
         checkpoint_steps=params.checkpoint_steps, validation_steps=params.validation_steps, patience=params.patience,
         architecture=params.architecture, temperature=params.temperature, teacher_share=params.teacher_share,
         teacher=teacher,

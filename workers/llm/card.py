@@ -11,6 +11,7 @@ from typing import Any
 
 from workers.llm import model as models
 from workers.llm.methods import CONFIG
+from workers.llm.settings import ADAPTERS
 
 CARD = "README.md"
 _LORA = """\
@@ -54,11 +55,12 @@ def write(folder: Path, *, base: str, data: dict[str, tuple[str, str]]) -> None:
 def text(config: dict[str, Any], *, base: str, data: dict[str, tuple[str, str]]) -> str:
     """Return the card of a training whose `train.json` holds `config`."""
     params, result = config["params"], config["result"]
-    lora = params["method"] == "lora"
+    lora = params["method"] in ADAPTERS
     what = _HEADS.get(params["method"], _HEADS["full"]).format(base=base, teacher=data.get("teacher", ("",))[0])
     sources = [("base", base, result["base"]), *((use, *found) for use, found in data.items())]
     measured = {key: value for key, value in result.items() if key != "base" and value is not None}
-    asked = {key: value for key, value in params.items() if value not in (None, [], ()) and _concerns(key, lora)}
+    said = {key: value for key, value in params.items() if value is not False and value not in (None, [], ())}
+    asked = {key: value for key, value in said.items() if _concerns(key, lora)}
     return "\n".join([
         "---",
         f"library_name: {'peft' if lora else 'transformers'}",

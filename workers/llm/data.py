@@ -23,11 +23,12 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A row as tokens; labels are `IGNORED` wherever no loss is taken."""
+    """A row as tokens; labels are `IGNORED` wherever no loss is taken. One that is `held` is only validated on."""
 
     input_ids: list[int]
     labels: list[int]
     cut: bool
+    held: bool = False
 
 
 def render(prompt: Prompt, tokenizer: Tokenizer) -> str:
@@ -60,4 +61,6 @@ def encode(row: Row, tokenizer: Tokenizer, max_length: int) -> Encoded:
     cut = len(asked) + len(answered) > max_length
     answered = answered[:max_length]
     asked = asked[max(0, len(asked) + len(answered) - max_length) :]
-    return Encoded([*asked, *answered], [*[IGNORED] * len(asked), *answered], cut)
+    tokens = [*asked, *answered]
+    first = max(1, len(asked))  # what a row begins with is predicted by nothing, and must not be counted as if
+    return Encoded(tokens, [*[IGNORED] * first, *tokens[first:]], cut)

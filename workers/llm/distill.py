@@ -16,13 +16,13 @@ from workers.llm.pretrain import digest
 from workers.llm.settings import TrainParams
 
 
-def fetch(path: Path, student: models.Model, params: TrainParams) -> models.Model:
-    """Load a teacher where the student is.
+def fetch(path: Path, student: models.Model, params: TrainParams, dtype: models.Precision) -> models.Model:
+    """Load a teacher where the student is; `dtype` is what it computes in.
 
     Raises what `models.load` does, and `InvalidError` (TAPE-1002) for a tokenizer that is not the student's, or a
     teacher that takes shorter rows.
     """
-    teacher = models.load(path, device=params.device, dtype=params.dtype, threads=params.threads)
+    teacher = models.load(path, device=params.device, dtype=dtype, threads=params.threads)
     if digest(teacher.tokenizer) != digest(student.tokenizer):
         raise InvalidError(
             f"the teacher's tokenizer is not the student's: {len(teacher.tokenizer)} tokens and"

@@ -61,7 +61,8 @@ def launch(params: TrainParams, work: Work) -> TrainResult:
     key = secrets.token_bytes(32)
     with tempfile.TemporaryDirectory(prefix="tape-ranks-", dir=work.out.parent) as place, Listener(authkey=key) as ear:
         folder = Path(place)
-        given = {name: getattr(work, name) for name in ("base", "rows", "valid", "out", "halved")}
+        given: dict[str, Any] = {name: getattr(work, name) for name in ("base", "out", "halved")}
+        given |= {"rows": list(work.rows), "valid": list(work.valid)}  # not the shelf they lie on: that needs the store
         (folder / PLAN).write_bytes(pickle.dumps((params, given, work.checkpoints is not None)))
         (folder / "scratch").mkdir()
         desk = Desk(work)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from schemas.errors import InvalidError, JobError, NotFoundError, SetupError
 from workers.failures import classify
+from workers.llm import quantise
 
 if TYPE_CHECKING:
     import torch
@@ -62,14 +64,16 @@ def quiet() -> None:
     except ImportError as error:
         raise classify(error) from error
     noise.set_verbosity_error()
+    # peft imports it where it is installed, and where a CPU has bfloat16 it misses a kernel that is not part of it
+    logging.getLogger(quantise.PACKAGE).setLevel(logging.ERROR)
     noise.disable_progress_bar()
 
 
 @contextmanager
 def muted() -> Iterator[None]:
-    """Pass over the one warning that peft 0.21 draws from transformers 5.23 by asking for an old name."""
+    """Pass over what transformers 5.23 says of the names that peft 0.21, and 5.0, have for gradient checkpointing."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing(_enable)?` is deprecated", FutureWarning)
         yield
 
 
@@ -212,12 +216,14 @@ def load(
     device: Device = "auto",
     dtype: Precision = "auto",
     threads: int | None = None,
+    four_bit: bool = False,
 ) -> Model:
     """Load a model directory, and merge an adapter into it where one is named; both are checked first.
 
-    `threads` sets torch's threads for this process. Raises what `check` raises, `InvalidError` (TAPE-1009) for an
-    architecture that is not known or an adapter that was made on another base, and `JobError` (TAPE-6003) where memory
-    runs out.
+    With `four_bit` the linear layers are quantised, to train an adapter on them (`workers.llm.quantise`). `threads`
+    sets torch's threads for this process. Raises what `check` raises, `InvalidError` (TAPE-1009) for an architecture
+    that is not known or an adapter that was made on another base, `SetupError` (TAPE-8003) where nothing quantises
+    here, and `JobError` (TAPE-6003) where memory runs out.
     """
     hashes = check(path)
     if adapter is not None:
@@ -225,7 +231,7 @@ def load(
         _belongs(adapter, hashes)
     quiet()
     try:
-        return _load(path, adapter, place(device), dtype, threads)
+        return _load(path, adapter, place(device), dtype, threads, four_bit=four_bit)
     except Exception as error:
         known = classify(error)
         if known is error or known.code not in ("TAPE-6001", "TAPE-6014"):
@@ -249,10 +255,13 @@ def pin(count: int | None) -> int:
     return count or _FIRST[0]
 
 
-def _load(path: Path, adapter: Path | None, device: str, dtype: Precision, threads: int | None) -> Model:
+def _load(
+    path: Path, adapter: Path | None, device: str, dtype: Precision, threads: int | None, *, four_bit: bool
+) -> Model:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     pin(threads)
+    known = quantise.settings(device, precision(device, dtype)) if four_bit else {}
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -262,13 +271,16 @@ def _load(path: Path, adapter: Path | None, device: str, dtype: Precision, threa
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=False,
+        **known,
     )
+    if four_bit:
+        quantise.mend(module)
     if adapter is not None:
         from peft import PeftModel
 
         with muted():
             module = PeftModel.from_pretrained(module, adapter, local_files_only=True).merge_and_unload()
-    module.to(device).eval()
+    (module if four_bit else module.to(device)).eval()
     config = module.config
     context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2048
     return Model(module, tokenizer, path, adapter, device, int(context))

@@ -61,7 +61,7 @@ def facts(params: TrainParams, base: str, rows: Iterable[Encoded], *, device: st
         "threads": threads,
         "device": device,
         "batch_size": params.batch_size,
-        "versions": versions(),
+        "versions": versions(params.method),
         "processor": processor(),
         "exact": True,
     }
@@ -78,9 +78,10 @@ def exact(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
     return same and mine["device"] == "cpu" and bool(theirs.get("exact"))
 
 
-def versions() -> dict[str, str]:
+def versions(method: str = "") -> dict[str, str]:
     """Return the versions of the libraries that decide about bytes."""
-    return {name: metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate", "numpy")}
+    more = ("bitsandbytes",) if method == "qlora" else ()
+    return {name: metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate", "numpy", *more)}
 
 
 def processor() -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.architecture import Architecture
 from workers.llm import model as models
+
+ADAPTERS: Final = frozenset({"lora", "qlora"})
+"""The methods that make an adapter, which needs its base; the others make a whole model."""
 
 
 class TrainParams(BaseModel):
@@ -17,7 +20,7 @@ class TrainParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Literal["lora", "full", "pretrain", "distill"] = "lora"
+    method: Literal["lora", "full", "qlora", "pretrain", "distill"] = "lora"
     steps: int | None = Field(default=None, ge=1)
     epochs: float = Field(default=1.0, gt=0)
     batch_size: int = Field(default=8, ge=1)
@@ -32,11 +35,19 @@ class TrainParams(BaseModel):
     alpha: float = Field(default=32.0, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: tuple[str, ...] = Field(default=(), description="layers that get LoRA; empty takes the architecture's own")
+    rslora: bool = Field(default=False, description="alpha by the root of the rank, and not by the rank")
+    dora: bool = Field(default=False, description="directions by LoRA, magnitudes by themselves")
+    packing: bool = Field(
+        default=False, description="several rows in one of `max_length`; validation rows are not packed"
+    )
+    gradient_checkpointing: bool = Field(default=False, description="layers are computed again and not remembered")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="what is computed in; what learns is float32 all the same"
+    )
     seed: int = Field(default=0, ge=0)
     threads: int | None = Field(default=None, ge=1)
     device: models.Device = "auto"
     devices: int = Field(default=1, ge=1, description="devices here, or processes on a CPU, that share a batch")
-    dtype: models.Precision = "auto"
     checkpoint_steps: int | None = Field(default=None, ge=1, description="steps between checkpoints; else one a minute")
     validation_steps: int | None = Field(
         default=None, ge=1, description="steps between validations; one comes at the end"
@@ -57,7 +68,8 @@ class TrainResult:
     `resumed` is the step of the checkpoint it went on from (0: none), `exact` whether its bytes are those of a run that
     nobody disturbed. `best_step` is the step whose weights these are, where validations chose. `samples` are the rows
     that were trained on, each as often as it was. `teacher` is the sha256 of a teacher's weights, `blocks` how many
-    blocks the rows of a `pretrain` made.
+    blocks the rows of a `pretrain` made, `packs` how many rows the packed examples came to. `precision` is what was
+    computed in.
     """
 
     out: Path
@@ -80,7 +92,12 @@ class TrainResult:
     samples: int = 0
     teacher: str | None = None
     blocks: int | None = None
+    precision: str = "float32"
+    packs: int | None = None
 
 
-LATER = frozenset({"architecture", "temperature", "teacher_share", "teacher", "blocks"})
-"""Fields of both that came after the first release: written down only where they are set."""
+LATER: Final[dict[str, object]] = {
+    "architecture": None, "temperature": None, "teacher_share": None, "teacher": None, "blocks": None, "packs": None,
+    "rslora": False, "dora": False, "packing": False, "gradient_checkpointing": False, "devices": 1,
+}  # fmt: skip
+"""Fields of both that came after the first release, and what is not written down of them."""

@@ -14,6 +14,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,13 @@ from schemas.row import Row
 from workers.failures import classify
 from workers.llm import launch, resume
 from workers.llm import model as models
-from workers.llm.data import Encoded, encode
-from workers.llm.methods import objective, prepare, save
+from workers.llm.data import Encoded
+from workers.llm.methods import computed, load, objective, prepare, save, sizes
 from workers.llm.objective import Objective, trainer
+from workers.llm.pack import Packs, isolated
 from workers.llm.pretrain import blocks
 from workers.llm.settings import TrainParams, TrainResult
+from workers.llm.tokens import Shelved, Tokens, encoded
 from workers.llm.watch import Collate, Progress, Watch, Work, callback
 
 
@@ -92,24 +96,23 @@ def once(params: TrainParams, work: Work) -> TrainResult:
     """Train in this process, alone or as one of a team; raises whatever goes wrong as it is."""
     began = time.monotonic()
     origin = models.fingerprint(work.base)
-    model = models.load(work.base, device=params.device, dtype=params.dtype, threads=params.threads)
+    model = load(params, work.base)
     length = min(params.max_length, model.context)
-    encoded = _tokens(work.rows, model, length, params)
-    held = _tokens(work.valid, model, length, params)
+    rows, held = _tokens(params, work, model, length)
     module = prepare(model, params)
     goal = objective(model, params)
-    trainable = sum(tensor.numel() for tensor in module.parameters() if tensor.requires_grad)
+    learnt = _packed(rows, module, model, length) if isinstance(rows, Tokens) and params.packing else rows
+    trainable, parameters = sizes(module)
     work.out.mkdir(parents=True, exist_ok=True)
-    facts = resume.facts(params, origin, (*encoded, *held), device=model.device, threads=models.pin(params.threads))
+    facts = resume.facts(params, origin, chain(rows, held), device=model.device, threads=models.pin(params.threads))
     facts |= {"exact": not work.halved, "teacher": params.teacher and models.fingerprint(params.teacher)}
     with _scratch(work) as scratch:
         watch = Watch(work, facts, every=params.checkpoint_steps, patience=params.patience)
-        watch.learnt = set(map(id, encoded))
         watch.more = goal.take if goal else dict
         start = watch.take_up(Path(scratch))
         params = params.model_copy(update={"threads": models.pin(watch.facts["threads"])})
         try:
-            learner = _trainer(module, model, params, (encoded, held), (watch, goal), Path(scratch))
+            learner = _trainer(module, model, params, (learnt, held), (watch, goal), Path(scratch))
             learner.train(resume_from_checkpoint=start)
             if held and not watch.stopped and watch.validated_at != learner.state.global_step:
                 learner.evaluate()
@@ -125,10 +128,10 @@ def once(params: TrainParams, work: Work) -> TrainResult:
         loss=sum(tail) / len(tail) if tail else math.nan,
         valid_loss=watch.valid_loss if chosen is None else watch.best[0],
         rows=len(work.rows),
-        cut=sum(row.cut for row in encoded),
+        cut=rows.cut if isinstance(rows, Tokens) else 0,
         tokens=watch.tokens,
         trainable=trainable,
-        parameters=sum(tensor.numel() for tensor in module.parameters()),
+        parameters=parameters,
         seconds=round(time.monotonic() - began, 2),
         base=origin,
         stopped=watch.stopped,
@@ -137,17 +140,35 @@ def once(params: TrainParams, work: Work) -> TrainResult:
         exact=watch.facts["exact"],
         samples=watch.samples,
         teacher=facts["teacher"],
-        blocks=len(encoded) if params.method == "pretrain" else None,
+        blocks=len(rows) if params.method == "pretrain" else None,
+        precision=computed(params),
+        packs=len(learnt) if params.packing else None,
     )
     if not watch.stopped and work.team.first:
         save(module, model, params, result, origin)
     return result
 
 
-def _tokens(rows: Sequence[Row], model: models.Model, length: int, params: TrainParams) -> list[Encoded]:
+Rows = Tokens | list[Encoded]
+
+
+def _tokens(params: TrainParams, work: Work, model: models.Model, length: int) -> tuple[Rows, Rows]:
+    """Return the rows to learn and those to validate on as tokens; tell how they were come by, where they are kept."""
     if params.method == "pretrain":
-        return blocks(rows, model.tokenizer, length) if rows else []
-    return [encode(row, model.tokenizer, length) for row in rows]
+        valid = blocks(work.valid, model.tokenizer, length) if work.valid else []
+        return blocks(work.rows, model.tokenizer, length), [replace(one, held=True) for one in valid]
+    began = time.monotonic()
+    found = encoded(work.rows, model, length), encoded(work.valid, model, length, held=True)
+    if isinstance(work.rows, Shelved):
+        cached = all(one.found for one in found if len(one))
+        seconds = round(time.monotonic() - began, 3)
+        work.progress({"tokenised": "cached" if cached else "made", "tokenised_s": seconds})
+    return found
+
+
+def _packed(rows: Tokens, module: Any, model: models.Model, length: int) -> Packs:
+    isolated(module, len(model.tokenizer))
+    return Packs(rows, rows.sizes, length)
 
 
 @contextmanager
@@ -177,14 +198,14 @@ def _trainer(
     module: Any,
     model: models.Model,
     params: TrainParams,
-    rows: tuple[list[Encoded], list[Encoded]],
+    rows: tuple[Rows | Packs, Rows],
     follower: tuple[Watch, Objective | None],
     scratch: Path,
 ) -> Any:
     from transformers import TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
-    encoded, held = rows
+    learnt, held = rows
     watch, goal = follower
     arguments = TrainingArguments(
         output_dir=str(scratch),
@@ -203,7 +224,7 @@ def _trainer(
         use_cpu=model.device == "cpu",
         ddp_backend="gloo" if params.devices > 1 and model.device == "cpu" else None,
         ddp_find_unused_parameters=False if params.devices > 1 else None,
-        bf16=False,
+        bf16=computed(params) == "bfloat16",
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",
@@ -218,7 +239,7 @@ def _trainer(
     made = trainer(goal)(
         model=module,
         args=arguments,
-        train_dataset=encoded,
+        train_dataset=learnt,
         eval_dataset=held or None,
         data_collator=Collate(model.tokenizer.pad_token_id, watch),
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 from schemas.errors import JobError
 from schemas.row import Row
-from workers.llm import resume
+from workers.llm import pack, resume
 from workers.llm.data import IGNORED, Encoded
 from workers.llm.team import Alone, Team
 
@@ -95,20 +95,24 @@ class Collate:
     def __init__(self, pad: int, watch: Watch) -> None:
         self.pad, self.watch = pad, watch
 
-    def __call__(self, rows: Sequence[Encoded]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[Encoded] | Sequence[pack.Pack]) -> dict[str, Any]:
         import torch
 
-        widest = max(len(row.input_ids) for row in rows)
-        if id(rows[0]) in self.watch.learnt:  # not those of a validation
-            self.watch.loaded.append((sum(len(row.input_ids) for row in rows), len(rows)))
+        packed = [row for row in rows if isinstance(row, tuple)]
+        single = [row for found in packed for row in found] or [row for row in rows if isinstance(row, Encoded)]
+        if not single[0].held:
+            self.watch.loaded.append((sum(len(row.input_ids) for row in single), len(single)))
+        if packed:
+            return pack.collate(packed, self.pad)
+        widest = max(len(row.input_ids) for row in single)
 
         def padded(values: Sequence[list[int]], filler: int) -> Any:
             return torch.tensor([[*value, *[filler] * (widest - len(value))] for value in values])
 
         return {
-            "input_ids": padded([row.input_ids for row in rows], self.pad),
-            "attention_mask": padded([[1] * len(row.input_ids) for row in rows], 0),
-            "labels": padded([row.labels for row in rows], IGNORED),
+            "input_ids": padded([row.input_ids for row in single], self.pad),
+            "attention_mask": padded([[1] * len(row.input_ids) for row in single], 0),
+            "labels": padded([row.labels for row in single], IGNORED),
         }
 
 
@@ -123,7 +127,6 @@ class Watch:
         self.path = work.out / resume.METRICS
         self.metrics = self.path.open("w", encoding="utf-8")
         self.losses: list[float] = []
-        self.learnt: set[int] = set()
         self.loaded: deque[tuple[int, int]] = deque()
         self.valid_loss: float | None = None
         self.validated_at: int | None = None
