@@ -74,7 +74,7 @@ def main() -> int:
     quick = os.environ.get("DEMO", "").lower() == "quick"
     settings = Settings.load()
     began = time.monotonic()
-    with _services(settings) as settings:
+    with services(settings) as settings:
         provider = telemetry.configure(settings.model_copy(update={"log_level": "error"}), "demo")
         store = open_store(settings)
         with Client(settings=settings) as client:
@@ -94,7 +94,7 @@ def main() -> int:
 
 
 @contextmanager
-def _services(settings: Settings) -> Iterator[Settings]:
+def services(settings: Settings) -> Iterator[Settings]:
     """Start what does not run yet, and afterwards stop just that."""
     broker = NativeBroker(settings.home, settings.cache)
     ours = not broker.status().running
@@ -195,7 +195,7 @@ def _jobs(client: Client, sample: Sample, model: Model) -> dict[str, tuple[JobHa
     done: dict[str, tuple[JobHandle, Outcome]] = {}
 
     def run(name: str, params: Strict) -> Outcome:
-        done[name] = _run(client, name, params)
+        done[name] = follow(client, name, params)
         return done[name][1]
 
     run("evaluate the base", Evaluation(model=model.ref, data=sample.test, threads=2, **metrics))
@@ -220,7 +220,7 @@ def _jobs(client: Client, sample: Sample, model: Model) -> dict[str, tuple[JobHa
     return done
 
 
-def _run(client: Client, name: str, params: Strict) -> tuple[JobHandle, Outcome]:
+def follow(client: Client, name: str, params: Strict) -> tuple[JobHandle, Outcome]:
     """Submit one job and follow it to its end. Raises `JobError` with its own code when it does not succeed."""
     key = hashlib.sha256(f"{ROUND} {name} {params.model_dump_json()}".encode()).hexdigest()[:24]
     began = time.monotonic()
