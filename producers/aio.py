@@ -67,9 +67,9 @@ class AsyncHandle:
         """Return where the job is now; None when no event of it was found."""
         return await asyncio.to_thread(self._handle.state)
 
-    async def cancel(self, reason: str = "cancelled on request") -> None:
+    async def cancel(self, reason: str = "cancelled on request") -> State | None:
         """Ask every worker to stop the job."""
-        await asyncio.to_thread(self._handle.cancel, reason)
+        return await asyncio.to_thread(self._handle.cancel, reason)
 
 
 class AsyncClient:
@@ -99,9 +99,9 @@ class AsyncClient:
         """Return a handle of a job that somebody submitted."""
         return AsyncHandle(self.client.job(job, since=since))
 
-    async def cancel(self, job: str, reason: str = "cancelled on request") -> None:
+    async def cancel(self, job: str, reason: str = "cancelled on request") -> State | None:
         """Tell every worker to stop a job."""
-        await asyncio.to_thread(self.client.cancel, job, reason)
+        return await asyncio.to_thread(self.client.cancel, job, reason)
 
     async def upload(self, path: str | Path) -> str:
         """Put a local file into the store and return its `blob:` reference."""

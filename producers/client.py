@@ -10,6 +10,7 @@ with Client("127.0.0.1:9092") as client:
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -33,7 +34,7 @@ from producers.request import Message, Options, Prepared, Request, event_message
 from schemas import codec
 from schemas.control import Cancel
 from schemas.errors import ConflictError, InvalidError, NotFoundError, TapeError, UnavailableError
-from schemas.event import Event
+from schemas.event import Event, State, follow
 from schemas.ids import checked, uuid7
 from schemas.job import PARAMS
 from schemas.model import Strict
@@ -141,11 +142,12 @@ class Client:
         """
         return JobHandle(self, self.feed.join(job, since or born(job)), stored=True)
 
-    def cancel(self, job: str, reason: str = "cancelled on request") -> None:
-        """Tell every worker to stop a job; returns when that is confirmed. A job at its end stays as it is.
+    def cancel(self, job: str, reason: str = "cancelled on request") -> State | None:
+        """Tell every worker to stop a job; return, once that is confirmed, where its events say that it is now.
 
-        One that nobody runs ends at once, as far as this client reaches the store (`producers.cancel` tells which);
-        else when a worker comes to it. Raises `InvalidError` (TAPE-1004) for what can be no job's id.
+        A job at its end stays as it is. One that nobody runs ends at once, as far as this client reaches the store
+        (`producers.cancel` tells which); else when a worker comes to it. None: no event tells of it. Raises
+        `InvalidError` (TAPE-1004) for what can be no job's id.
         """
         checked(job, field="job")
         now = datetime.now(UTC)
@@ -162,18 +164,32 @@ class Client:
         )
         message = Message(self.names.control, job, order.model_dump_json().encode(), headers)
         self._await(self._ports.publish(message), message.topic)
-        with suppress(TapeError):  # a worker ends it when it comes to it
-            self._conclude(job, reason, now)
-
-    def _conclude(self, job: str, reason: str, now: datetime) -> None:
         until = time.monotonic() + LOOK_S
         events = list(takewhile(lambda _: time.monotonic() < until, self.scan(born(job), job=job)))
         event = concluded(events, reason, by=f"client:{self.settings.tenant}", now=now)
-        if event is not None and time.monotonic() < until:
+        if event is not None and time.monotonic() < until and self._concluded(event, events):
+            events.append(event)
+        state: State | None = None
+        for event in events:
+            state = follow(state, event)
+        return state
+
+    def _concluded(self, event: Event, events: list[Event]) -> bool:
+        """Keep and tell the end of a job that nobody runs; False where that fails or lasts: a worker ends it then."""
+
+        def work() -> None:
             assert event.outcome is not None
-            keep(self._ports.blobs, event.outcome, events)
-            told = event_message(event, self.names.events)
-            self._await(self._ports.publish(told), told.topic)
+            with suppress(TapeError):
+                keep(self._ports.blobs, event.outcome, events)
+                told = event_message(event, self.names.events)
+                self._await(self._ports.publish(told), told.topic)
+                done.append(event)
+
+        done: list[Event] = []
+        thread = threading.Thread(target=work, name="cancel", daemon=True)  # a store that hangs may do so for minutes
+        thread.start()
+        thread.join(LOOK_S)
+        return bool(done)
 
     def upload(self, path: str | Path) -> str:
         """Put a local file into the store and return its `blob:` reference; uploading it again sends nothing."""

@@ -80,9 +80,12 @@ class JobHandle:
             self.log.add(event)
         return self.log.state
 
-    def cancel(self, reason: str = "cancelled on request") -> None:
-        """Ask every worker to stop the job; returns when the request is confirmed, not when the job has stopped."""
-        self._client.cancel(self.id, reason)
+    def cancel(self, reason: str = "cancelled on request") -> State | None:
+        """Ask every worker to stop the job; returns when the request is confirmed, not when the job has stopped.
+
+        What is returned is where its events say that it is now.
+        """
+        return self._client.cancel(self.id, reason)
 
     def known(self) -> Outcome | None:
         """Return the outcome if the job ended before now; else make sure that its events arrive."""

@@ -13,6 +13,7 @@ from producers.cli.shell import Shell
 from schemas.errors import NotFoundError, TapeError, TimeoutExceeded
 
 if TYPE_CHECKING:
+    from producers.client import Client
     from producers.fold import View
     from producers.handle import JobHandle
     from schemas.event import Event
@@ -127,7 +128,7 @@ def cancel(
     with shell.client() as client:
         for job in jobs:
             try:
-                _cancel(shell, client.job(job), reason)
+                _cancel(shell, client, job, reason)
             except TapeError as error:
                 shell.output.error(error)
                 failed.append(error)
@@ -198,18 +199,16 @@ def _wanted(view: View, states: list[str] | None, kind: str | None, tenant: str 
     return (not states or view.state in states) and kind in (None, view.kind) and tenant in (None, view.tenant)
 
 
-def _cancel(shell: Shell, handle: JobHandle, reason: str) -> None:
-    from schemas.event import FINAL
+def _cancel(shell: Shell, client: Client, job: str, reason: str) -> None:
+    from schemas.event import FINAL, State
 
-    state = handle.state()
-    if state in FINAL:
-        shell.output.note(f"{handle.id} ended already: {state}")
-    else:
-        if state is None:
-            shell.output.note(f"no event tells of {handle.id} yet; it is cancelled wherever it is")
-        handle.cancel(reason)
-    told = f"{handle.id}  was {state}" if state else f"{handle.id}  not seen yet"
-    shell.output.line({"job": handle.id, "state": state, "asked": state not in FINAL}, told)
+    state = client.cancel(job, reason)  # before anything else: it must not wait for what is known of the job
+    asked = state not in FINAL or state is State.CANCELLED
+    told = f"{job}  {state}" if asked else f"{job}  ended already: {state}"
+    shell.output.line({"job": job, "state": state, "asked": asked}, told if state else f"{job}  not seen yet")
+    if state is None:
+        told = "no event tells of this job; should it come, it will not run"
+        raise NotFoundError(told, code="TAPE-2002", job=job)
 
 
 def _missing(job: str) -> NotFoundError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -118,8 +119,8 @@ class TestBadInput:
 
     def test_a_job_nobody_told_of_is_cancelled_all_the_same(self, tape: Tape, ports: MemoryPorts) -> None:
         found = tape("cancel", "job-1")
-        assert found.code == 0
-        assert "no event tells of job-1 yet" in found.err
+        assert found.code == Exit.NOT_FOUND
+        assert "no event tells of this job; should it come, it will not run" in found.err
         (record,) = ports.of("tape.control")
         assert record.key == b"job-1"
 
@@ -241,14 +242,36 @@ class TestCancel:
     def test_it_is_asked_for(self, tape: Tape, ports: MemoryPorts) -> None:
         job = submitted(tape)
         found = tape("cancel", job, "--reason", "enough")
-        assert found.rows == [{"job": job, "state": "queued", "asked": True}]
+        assert found.rows == [{"job": job, "state": "cancelled", "asked": True}]
         assert json.loads(ports.of("tape.control")[0].value or b"")["reason"] == "enough"
 
     def test_an_ended_job_is_left_alone(self, tape: Tape, ports: MemoryPorts) -> None:
         job = submitted(tape)
         ended(ports, job)
-        assert tape("cancel", job).rows[0]["asked"] is False
-        assert ports.of("tape.control") == []
+        assert tape("cancel", job).rows == [{"job": job, "state": "succeeded", "asked": False}]
+        assert not [one for one in ports.of("tape.events") if b'"cancelled"' in (one.value or b"")]
+
+    def test_it_needs_no_store(self, tape: Tape, ports: MemoryPorts, monkeypatch: pytest.MonkeyPatch) -> None:
+        job = submitted(tape)
+
+        def away(*_: object, **__: object) -> None:
+            raise UnavailableError("the store does not answer", code="TAPE-5002")
+
+        for name in ("put", "get", "stat"):
+            monkeypatch.setattr(ports.blobs, name, away)
+        found = tape("cancel", job)
+        assert (found.code, found.rows) == (0, [{"job": job, "state": "queued", "asked": True}])
+        assert ports.of("tape.control")[0].key == job.encode()
+
+    def test_a_store_that_hangs_keeps_nobody(
+        self, tape: Tape, ports: MemoryPorts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job, over = submitted(tape), threading.Event()
+        monkeypatch.setattr("producers.client.LOOK_S", 0.05)
+        monkeypatch.setattr(ports.blobs, "put", lambda *_, **__: over.wait(30))
+        found = tape("cancel", job)
+        over.set()
+        assert found.rows == [{"job": job, "state": "queued", "asked": True}]
 
     def test_some_of_them(self, tape: Tape) -> None:
         found = tape("cancel", "no/id", submitted(tape))
