@@ -213,6 +213,9 @@ def _delayed(case: Case) -> Answer | None:
     blocker = BLOCKED.get(failure.code, Blocker.DELAYED) if failure else Blocker.DELAYED
     if blocker is Blocker.ELSEWHERE:
         told = f"Another worker runs this job; this copy of it looks again {moment}."
+    elif blocker is Blocker.QUOTA and facts.quota is None:
+        told = f"It waited for a quota that its tenant no longer has, and is looked at again {moment}."
+        more |= facts.used
     elif blocker is Blocker.QUOTA:
         told = f"It waits for its tenant's quota, and is looked at again {moment}{why}."
         more |= facts.used

@@ -183,7 +183,9 @@ class TestWhy:
         told = {name: answer.facts[name] for name in ("tenant", "may run", "in flight", "until", "code")}
         assert told == {"tenant": "acme", "may run": 2, "in flight": 2, "until": until, "code": "TAPE-5011"}
         disallow(desk.lookout, "acme")
-        assert desk.why("j").facts["quota"] == "taken back since"
+        answer = desk.why("j")
+        assert answer.detail == "It waited for a quota that its tenant no longer has, and is looked at again in 9 s."
+        assert answer.facts["quota"] == "taken back since"
 
     def test_a_job_in_its_queue_that_would_be_put_off(self, desk: Desk) -> None:
         desk.present()
