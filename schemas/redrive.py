@@ -45,6 +45,7 @@ class Skip(StrEnum):
     MENDED = "the patched payload is not valid"
     EMPTY = "the letter does not hold the record"
     GONE = "the letter is gone"
+    ENDED = "its job has ended since"
 
 
 class Line(Open):

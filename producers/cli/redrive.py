@@ -77,6 +77,7 @@ def plan(
     shell: Shell = context.obj
     from producers.redrive import state
     from producers.redrive.cost import costs
+    from producers.redrive.ended import ended
     from producers.redrive.patch import Patch
     from producers.redrive.plan import Wish
     from producers.redrive.plan import plan as make
@@ -96,7 +97,10 @@ def plan(
             chosen.filter, found.topics(), found.now(), found.who, patch=mend, max_replays=max_replays, reason=reason
         )
         letters = found.letters(topics, chosen.filter.since or "start")
-        made, text = make(wish, letters, lambda kinds: costs(found.follower, found.names, kinds, found.now()))
+        made, text = make(
+            wish, letters, lambda kinds: costs(found.follower, found.names, kinds, found.now()),
+            lambda jobs: ended(found, jobs),
+        )  # fmt: skip
         if made.letters:
             state.create(found.blobs, made, text)
     shell.output.record(described(made) if shell.output.table else made.model_dump(mode="json"))

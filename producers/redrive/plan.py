@@ -38,9 +38,20 @@ Costs = Callable[[Collection[str]], Mapping[str, float]]
 """Gives the mean seconds of a job by kind, for these kinds and as far as they are known."""
 
 
-def plan(wish: Wish, letters: Iterable[Letter], costs: Costs) -> tuple[Plan, bytes]:
+Ended = Callable[[Mapping[str, datetime]], Mapping[str, str]]
+"""Gives how those of these jobs ended that did after the moment given for each."""
+
+
+def plan(wish: Wish, letters: Iterable[Letter], costs: Costs, ended: Ended = lambda _: {}) -> tuple[Plan, bytes]:
     """Return the plan for those letters that the wish's filter takes, and the text of its `plan.jsonl`."""
-    lines = [line(letter, wish) for letter in letters if wish.chosen.takes(letter)]
+    died: dict[str, datetime] = {}
+    lines = []
+    for letter in letters:
+        if wish.chosen.takes(letter):
+            lines.append(line(letter, wish))
+            died[letter.job] = max(letter.died_at, died.get(letter.job, letter.died_at))
+    over = ended({one.job: died[one.job] for one in lines if one.skip is None})
+    lines = [_over(one, over) for one in lines]
     kept = [one for one in lines if one.skip not in {Skip.REDRIVEN, Skip.DISCARDED}]  # their fates tell all of them
     text = "".join(one.model_dump_json(exclude_none=True) + "\n" for one in kept).encode()
     going = [one for one in lines if one.skip is None]
@@ -62,6 +73,12 @@ def plan(wish: Wish, letters: Iterable[Letter], costs: Costs) -> tuple[Plan, byt
         sha256=hashlib.sha256(text).hexdigest(),
     )
     return made, text
+
+
+def _over(one: Line, over: Mapping[str, str]) -> Line:
+    if one.skip is not None or one.job not in over:
+        return one
+    return one.model_copy(update={"skip": Skip.ENDED, "detail": over[one.job]})
 
 
 def line(letter: Letter, wish: Wish) -> Line:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -221,6 +222,26 @@ class TestRedrive:
         assert "careful" not in tape("redrive", "plan", "--all").err
         rig.bury("killer", code="TAPE-6002")
         assert "careful: 1 of them killed their workers" in tape("redrive", "plan", "--all").err
+
+    def test_a_job_that_has_ended_since_stays(self, rig: Rig, tape: Tape) -> None:
+        for number in range(4):
+            rig.bury(f"job-{number}")
+        rig.time += timedelta(seconds=1)
+        rig.tell("job-0", EventType.SUCCEEDED)
+        rig.tell("job-1", EventType.RUNNING)
+        rig.tell("job-2", EventType.SUCCEEDED)
+        rig.tell("job-2", EventType.DEAD)
+        found = tape("redrive", "plan", "--all")
+        assert (found.row["letters"], found.row["skipped"]) == (3, {"its job has ended since": 1})
+        lines = rig.desk.blobs.read(f"redrives/{found.row['id']}/plan.jsonl").splitlines()
+        told = {line["job"]: (line.get("skip"), line.get("detail")) for line in map(json.loads, lines)}
+        assert told["job-0"] == ("its job has ended since", "succeeded")
+
+    def test_an_end_before_the_death_says_nothing(self, rig: Rig, tape: Tape) -> None:
+        rig.tell("job-0", EventType.SUCCEEDED)
+        rig.time += timedelta(seconds=1)
+        rig.bury("job-0")
+        assert tape("redrive", "plan", "--all").row["letters"] == 1
 
     def test_a_plan_for_nothing_is_not_kept(self, rig: Rig, tape: Tape) -> None:
         found = tape("redrive", "plan", "--all")

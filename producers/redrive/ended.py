@@ -1,0 +1,44 @@
+"""Jobs that have ended otherwise since they became dead letters: sent again by hand, or by another letter of theirs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import datetime
+
+from producers.dead.desk import SLACK, Desk
+from schemas.errors import NotFoundError
+from schemas.event import FINAL, STATE_OF, Event, State
+
+LOOK_S = 2.0
+"""Seconds that a plan spends on events: what is not found in them, a worker finds in the store, if its kind is kept."""
+
+
+def ended(desk: Desk, jobs: Mapping[str, datetime]) -> dict[str, str]:
+    """Return how those of these jobs ended that did after the moment given for each."""
+    found: dict[str, str] = {}
+    if not jobs:
+        return found
+    until = time.monotonic() + LOOK_S
+    try:
+        feed = desk.follower.read(desk.names.events, since=min(jobs.values()) - SLACK)
+    except NotFoundError:
+        return found
+    with feed:
+        for batch in feed:
+            for record in batch:
+                died = jobs.get((record.key or b"").decode("utf-8", "replace"))
+                if died is None or record.value is None:
+                    continue
+                try:
+                    event = Event.model_validate_json(record.value)
+                except ValueError:
+                    continue
+                state = STATE_OF[event.type]
+                if state is State.DEAD:
+                    found.pop(event.job, None)
+                elif state in FINAL and event.time > died:
+                    found[event.job] = State(state).value
+            if time.monotonic() > until:
+                break
+    return found
