@@ -41,6 +41,8 @@ class Skip(StrEnum):
     EXPIRED = "its deadline has passed"
     UNTOLD = "nothing tells its original topic"
     TOPIC = "the original topic is gone"
+    CLOSED = "its original topic takes no requests"
+    HEADERS = "its headers cannot be read"
     PATCH = "the patch does not apply"
     MENDED = "the patched payload is not valid"
     EMPTY = "the letter does not hold the record"
@@ -88,6 +90,7 @@ class Plan(Open):
     classes: dict[str, int] = Field(default_factory=dict)
     kinds: dict[str, int] = Field(default_factory=dict)
     topics: list[str] = Field(default_factory=list, description="the dead-letter topics it reads")
+    targets: dict[str, int] = Field(default_factory=dict, description="the topics it writes to, and how many to each")
     estimate: Estimate = Estimate()
     sha256: str = Field(description="of plan.jsonl")
 
