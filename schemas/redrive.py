@@ -5,9 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
-from schemas.model import Open
+from schemas.model import Moment, Open
 
 
 class Phase(StrEnum):
@@ -78,7 +78,7 @@ class Plan(Open):
 
     schema_version: int = 1
     id: str
-    created_at: AwareDatetime
+    created_at: Moment
     by: str
     reason: str = ""
     filters: dict[str, str] = Field(default_factory=dict)
@@ -98,7 +98,7 @@ class Plan(Open):
 class Note(Open):
     """One entry of a redrive's diary."""
 
-    time: AwareDatetime
+    time: Moment
     by: str
     what: str
 
@@ -113,11 +113,11 @@ class Redrive(Open):
     rate: float | None = Field(default=None, gt=0, description="jobs a second at most")
     halt_above: float = Field(default=20.0, ge=0, le=100, description="percent of the settled jobs that failed again")
     canary_passed: bool = False
-    started_at: AwareDatetime | None = None
-    counted_from: AwareDatetime | None = Field(
+    started_at: Moment | None = None
+    counted_from: Moment | None = Field(
         default=None, description="failures of jobs moved before then halt it no more: somebody looked, and resumed it"
     )
-    updated_at: AwareDatetime
+    updated_at: Moment
     runner: str | None = Field(default=None, description="who moves letters now, or did last")
     moved: int = Field(default=0, ge=0)
     left: int = Field(default=0, ge=0, description="letters of the plan that something else happened to meanwhile")

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -255,7 +256,9 @@ def _cell(column: str, value: Any, *, lines: bool = False) -> Text:
         return Text(safe(str(value)), style=STATES.get(str(value), ""))
     if isinstance(value, datetime):
         recent = datetime.now(UTC) - value < timedelta(hours=12)
-        return Text(value.astimezone().strftime("%H:%M:%S" if recent else "%Y-%m-%d %H:%M"))
+        with suppress(OverflowError):  # the year 10000 has begun there
+            value = value.astimezone()
+        return Text(value.strftime("%H:%M:%S" if recent else "%Y-%m-%d %H:%M"))
     return Text(safe(_words(column, value), lines=lines))
 
 
