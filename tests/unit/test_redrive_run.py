@@ -159,14 +159,17 @@ class TestDenied:
         assert set(rig.moved().values()) == {1}
         assert rig.plan().redrive.plan.letters == 4, "they wait for somebody who may"
 
-    def test_where_nothing_can_be_decided_it_stops_and_goes_on_later(self) -> None:
+    def test_where_nothing_can_be_decided_it_stops_and_goes_on_later(self, monkeypatch: pytest.MonkeyPatch) -> None:
         denied: set[str] = set()
         rig, runner = self.mixed(denied)
 
-        def locked() -> None:
+        learn = runner._carrier.learn
+
+        def learned(lines: Any) -> None:
+            learn(lines)
             denied.update({rig.names.letters, "secret", "tape.jobs.inference.bulk"})
 
-        runner._carrier.learn, learn = lambda lines: (learn(lines), locked())[0], runner._carrier.learn
+        monkeypatch.setattr(runner._carrier, "learn", learned)
         with pytest.raises(AuthError):
             runner.run()
         assert rig.moved() == {}
