@@ -92,7 +92,7 @@ def gather(lookout: Lookout, job: str, since: datetime | None = None) -> Facts:
 
 
 def _fate(lookout: Lookout, job: str) -> Fate | None:
-    """The last word on a job's dead letters, if it is that they stay dead; None also where that takes too long to tell."""
+    """The last word on a job's dead letters, if it is that they stay dead; None also where to tell takes too long."""
     fates: dict[str, Fate] = {}
     for record in lookout.records(lookout.names.letters, "start", SEARCH_S):
         if record is None:
