@@ -100,7 +100,7 @@ def prepare(request: Request, names: Names, *, tenant: str, now: datetime | None
     """Validate a request and build its records.
 
     Unknown kinds pass: their topic tells whether they exist. Raises `InvalidError`: TAPE-1002 names the wrong field,
-    TAPE-1006 a request larger than its topic takes.
+    also of a job that would expire before it may start; TAPE-1006 a request larger than its topic takes.
     """
     now = now or datetime.now(UTC)
     tenant = request.tenant or tenant
@@ -124,6 +124,7 @@ def prepare(request: Request, names: Names, *, tenant: str, now: datetime | None
         },
         kind=request.kind,
     )
+    _runs(job)
     name = job_id(tenant, request.key)
     value = job.model_dump_json(exclude_none=True, exclude_defaults=True).encode()
     envelope = codec.Envelope(
@@ -179,6 +180,16 @@ def _checked(request: Request) -> dict[str, Any]:
         return dict(request.params)
     parsed = codec.parse(model, dict(request.params), kind=request.kind)
     return parsed.model_dump(mode="json", exclude_unset=True)
+
+
+def _runs(job: Job) -> None:
+    # Here and not in the contract: what is in a queue already keeps its meaning, and expires.
+    if job.not_before is not None and job.expires_at is not None and job.not_before >= job.expires_at:
+        raise InvalidError(
+            f"the job must not start before {job.not_before.isoformat()} and expires at {job.expires_at.isoformat()}: "
+            "it could never run", code="TAPE-1002", field="not_before",
+            hint="let it start earlier (`not_before`, --start-in) or expire later (`expires_at`, --expires-in)",
+        )  # fmt: skip
 
 
 def _source(tenant: str) -> str:

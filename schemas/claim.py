@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
-from schemas.model import Open
+from schemas.model import Moment, Open
 from schemas.past import Past
 
 
@@ -18,7 +18,7 @@ class Start(Open):
     attempt: int = Field(ge=1)
     worker: str
     epoch: int = Field(ge=1)
-    started_at: AwareDatetime
+    started_at: Moment
     place: str = Field(default="", description="TOPIC/PARTITION/OFFSET of the record")
     line: str = ""
     spent: int = Field(default=0, ge=0)

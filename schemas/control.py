@@ -15,10 +15,10 @@ import math
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import AwareDatetime, Field, field_validator
+from pydantic import Field, field_validator
 
 from schemas.codec import parse, parse_object
-from schemas.model import Open
+from schemas.model import Moment, Open
 
 
 class Cancel(Open):
@@ -28,7 +28,7 @@ class Cancel(Open):
     action: Literal["cancel"] = "cancel"
     job: str
     reason: str = "cancelled on request"
-    time: AwareDatetime
+    time: Moment
 
 
 class BreakerState(StrEnum):
@@ -54,8 +54,8 @@ class Breaker(Open):
     state: BreakerState
     epoch: int = Field(ge=1, lt=2**53)
     worker: str
-    since: AwareDatetime
-    until: AwareDatetime | None = None
+    since: Moment
+    until: Moment | None = None
     opened: int = Field(default=0, ge=0, description="how often it opened without having closed")
     reason: str = ""
     fingerprint: str | None = None
@@ -83,7 +83,7 @@ class Drain(Open):
     action: Literal["drain"] = "drain"
     worker: str
     reason: str = "drained on request"
-    time: AwareDatetime
+    time: Moment
 
 
 PRESENCE_S = 10.0
@@ -121,8 +121,8 @@ class Presence(Open):
     breakers: dict[str, BreakerState] = Field(
         default_factory=dict, description="what it knows of dependencies that are away"
     )
-    started_at: AwareDatetime
-    time: AwareDatetime
+    started_at: Moment
+    time: Moment
 
     @field_validator("running", mode="before")
     @classmethod
@@ -145,7 +145,7 @@ class Tenant(Open):
     burst: int | None = Field(
         default=None, ge=1, le=1_000_000, description="jobs that may start at once after a pause; default: a second's"
     )
-    time: AwareDatetime
+    time: Moment
     who: str = ""
 
     @property

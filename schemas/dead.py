@@ -5,11 +5,11 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from schemas.event import Event, EventType
 from schemas.ids import derived_id
-from schemas.model import Open
+from schemas.model import Moment, Open
 from schemas.outcome import Failure, Outcome, Status
 from schemas.past import Past
 
@@ -32,11 +32,11 @@ class DeadLetter(Open):
     offset: int = Field(ge=0)
     attempts: int = Field(ge=0)
     worker: str
-    time: AwareDatetime
+    time: Moment
     failure: Failure
     past: Past | None = Field(default=None, description="the attempts: when, worker, class, code, text; bounded")
-    first_failed_at: AwareDatetime | None = None
-    last_failed_at: AwareDatetime | None = None
+    first_failed_at: Moment | None = None
+    last_failed_at: Moment | None = None
     trace: str | None = Field(default=None, description="trace id of the last attempt")
     tenant: str | None = None
     model: str | None = Field(default=None, description="the model that the job asked for")
@@ -91,7 +91,7 @@ class Fate(Open):
     patched: bool = Field(default=False, description="whether the payload was mended on the way")
     by: str = Field(description="user@host")
     reason: str = ""
-    time: AwareDatetime
+    time: Moment
 
 
 def buried(letter: DeadLetter, lane: str) -> Event:

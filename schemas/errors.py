@@ -90,7 +90,8 @@ CODES: dict[str, Code] = {
     "TAPE-3005": Code(
         "the idempotency key was used for another request",
         _I,
-        "use a new key, or send the same request; `tape dead redrive --patch` mends one that is a dead letter",
+        "use a new key: under the old one the same request is the same job, and none that has ended is run again; "
+        "`tape dead redrive --patch` mends one that is a dead letter",
     ),
     "TAPE-3006": Code(
         "another holder of this transactional id took over", _T, "nothing to do if it is a newer one; else start again"

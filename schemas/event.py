@@ -7,11 +7,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from schemas import codec
 from schemas.ids import derived_id
-from schemas.model import Open
+from schemas.model import Moment, Open
 from schemas.outcome import Failure, Outcome, Status
 
 
@@ -96,12 +96,12 @@ class Event(Open):
     kind: str
     lane: str = "bulk"
     tenant: str = "default"
-    time: AwareDatetime
+    time: Moment
     attempt: int = Field(default=0, ge=0, description="0 before the first attempt")
     redrive: int = Field(default=0, ge=0, description="how often the job was sent back from the dead letters")
     worker: str | None = None
-    started_at: AwareDatetime | None = None
-    until: AwareDatetime | None = Field(default=None, description="a retrying or postponed job is not taken before")
+    started_at: Moment | None = None
+    until: Moment | None = Field(default=None, description="a retrying or postponed job is not taken before")
     progress: dict[str, Any] | None = None
     failure: Failure | None = None
     outcome: Outcome | None = None

@@ -5,11 +5,11 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
 from schemas.architecture import Architecture
-from schemas.model import Name, Open, Strict, wrong
+from schemas.model import Moment, Name, Open, Strict, wrong
 
 
 class Lane(StrEnum):
@@ -33,10 +33,8 @@ class Job(Open):
     stall_s: float | None = Field(
         default=None, gt=0, description="seconds without progress after which an attempt counts as hung; process kinds"
     )
-    expires_at: AwareDatetime | None = Field(
-        default=None, description="not started after this, nor if it cannot end by then"
-    )
-    not_before: AwareDatetime | None = Field(default=None, description="not started before this moment")
+    expires_at: Moment | None = Field(default=None, description="not started after this, nor if it cannot end by then")
+    not_before: Moment | None = Field(default=None, description="not started before this moment")
     max_attempts: int | None = Field(
         default=None, ge=1, le=8, description="below the broker's delivery limit, which is 10"
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
@@ -12,6 +13,28 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256 digest in lower-case hexadecimal."""
+
+
+LAST = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+"""What nobody lives to see: the moment for whatever is put off further than a date can tell."""
+
+
+def within(moment: datetime) -> datetime:
+    """Return a moment, which must have a date in UTC too. Raises `ValueError` for others.
+
+    >>> within(datetime.fromisoformat("9999-12-31T23:59:59-14:00"))
+    Traceback (most recent call last):
+    ValueError: the date is not within the years 1 to 9999 in UTC
+    """
+    try:
+        moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("the date is not within the years 1 to 9999 in UTC") from None
+    return moment
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(within)]
+"""A date with a zone, which can be told in UTC: whoever reads it compares and converts it."""
 
 
 class Strict(BaseModel):

@@ -6,11 +6,11 @@ import math
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from schemas.artifact import Artifact
 from schemas.errors import FailureClass, TapeError
-from schemas.model import Open
+from schemas.model import Moment, Open
 
 TEXT_LIMIT = 4_000
 """Characters of an error text that are kept; the rest is in the worker's log."""
@@ -122,7 +122,7 @@ class Outcome(Open):
     status: Status
     attempt: int = Field(ge=0)
     worker: str
-    finished_at: AwareDatetime
+    finished_at: Moment
     result: dict[str, Any] = Field(default_factory=dict)
     artifacts: list[Artifact] = Field(default_factory=list)
     failure: Failure | None = None

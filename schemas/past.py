@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from enum import StrEnum
 
-from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from schemas.errors import FailureClass
-from schemas.model import Open
+from schemas.model import Moment, Open
 from schemas.outcome import Failure
 
 ATTEMPT, PAST, REPLAY, HINT = "tape-attempt", "tape-past", "tape-replay", "tape-hint"
@@ -50,8 +50,8 @@ class Try(Open):
     """One attempt that is over."""
 
     attempt: int = Field(ge=0)
-    started_at: AwareDatetime | None = None
-    ended_at: AwareDatetime
+    started_at: Moment | None = None
+    ended_at: Moment
     worker: str
     failure: FailureClass
     code: str

@@ -9,14 +9,14 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from schemas import codec
 from schemas.delays import Delayed
 from schemas.event import queued, written
 from schemas.ids import derived_id, job_id
 from schemas.job import Job, Lane
-from schemas.model import Name, Open
+from schemas.model import Moment, Name, Open
 from schemas.topics import Names
 
 _FIRED = "/fired"
@@ -41,7 +41,7 @@ class Recurring(Open):
     stall_s: float | None = Field(default=None, gt=0)
     max_attempts: int | None = Field(default=None, ge=1, le=8)
     labels: dict[str, str] = Field(default_factory=dict, max_length=32)
-    added_at: AwareDatetime = Field(description="moments before this do not count")
+    added_at: Moment = Field(description="moments before this do not count")
 
 
 class Fired(Open):
@@ -49,9 +49,9 @@ class Fired(Open):
 
     schema_version: int = 1
     name: Name
-    moment: AwareDatetime = Field(description="the moment that the expression names")
+    moment: Moment = Field(description="the moment that the expression names")
     job: str
-    time: AwareDatetime = Field(description="when it was submitted")
+    time: Moment = Field(description="when it was submitted")
 
 
 class Firing(NamedTuple):

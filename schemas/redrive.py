@@ -5,9 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
-from schemas.model import Open
+from schemas.model import Moment, Open
 
 
 class Phase(StrEnum):
@@ -41,6 +41,8 @@ class Skip(StrEnum):
     EXPIRED = "its deadline has passed"
     UNTOLD = "nothing tells its original topic"
     TOPIC = "the original topic is gone"
+    CLOSED = "its original topic takes no requests"
+    HEADERS = "its headers cannot be read"
     PATCH = "the patch does not apply"
     MENDED = "the patched payload is not valid"
     EMPTY = "the letter does not hold the record"
@@ -77,7 +79,7 @@ class Plan(Open):
 
     schema_version: int = 1
     id: str
-    created_at: AwareDatetime
+    created_at: Moment
     by: str
     reason: str = ""
     filters: dict[str, str] = Field(default_factory=dict)
@@ -89,6 +91,7 @@ class Plan(Open):
     classes: dict[str, int] = Field(default_factory=dict)
     kinds: dict[str, int] = Field(default_factory=dict)
     topics: list[str] = Field(default_factory=list, description="the dead-letter topics it reads")
+    targets: dict[str, int] = Field(default_factory=dict, description="the topics it writes to, and how many to each")
     estimate: Estimate = Estimate()
     sha256: str = Field(description="of plan.jsonl")
 
@@ -96,7 +99,7 @@ class Plan(Open):
 class Note(Open):
     """One entry of a redrive's diary."""
 
-    time: AwareDatetime
+    time: Moment
     by: str
     what: str
 
@@ -111,11 +114,11 @@ class Redrive(Open):
     rate: float | None = Field(default=None, gt=0, description="jobs a second at most")
     halt_above: float = Field(default=20.0, ge=0, le=100, description="percent of the settled jobs that failed again")
     canary_passed: bool = False
-    started_at: AwareDatetime | None = None
-    counted_from: AwareDatetime | None = Field(
+    started_at: Moment | None = None
+    counted_from: Moment | None = Field(
         default=None, description="failures of jobs moved before then halt it no more: somebody looked, and resumed it"
     )
-    updated_at: AwareDatetime
+    updated_at: Moment
     runner: str | None = Field(default=None, description="who moves letters now, or did last")
     moved: int = Field(default=0, ge=0)
     left: int = Field(default=0, ge=0, description="letters of the plan that something else happened to meanwhile")

@@ -84,6 +84,11 @@ class Names:
         """The classic consumer group that moves delayed records on and fires recurring jobs."""
         return f"{self.prefix}mover"
 
+    def closed(self, topic: str) -> bool:
+        """Whether no request may be put there by whoever names it: a topic of ours that holds none, or Kafka's own."""
+        own = {self.events, self.control, self.letters, self.recurring}
+        return topic in own or topic.startswith(("__", self.retry(""), self.dead("")))
+
     def parse_jobs(self, topic: str) -> tuple[str, str]:
         """Return kind and lane of a job topic. Raises `InvalidError` (TAPE-2004) for any other topic."""
         head = f"{self.prefix}jobs."

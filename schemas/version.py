@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
-from schemas.model import Name, Open
+from schemas.model import Moment, Name, Open
 
 VersionId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 """The first 16 hexadecimal digits of a SHA-256 over what the version holds."""
@@ -19,7 +19,7 @@ class Version(Open):
     schema_version: int = 1
     name: Name
     version: VersionId
-    created_at: AwareDatetime
+    created_at: Moment
     created_by: str = ""
 
 
@@ -30,7 +30,7 @@ class Move(Open):
     before: str | None = None
     after: str | None = None
     by: str
-    time: AwareDatetime
+    time: Moment
     why: str = ""
 
 

@@ -14,6 +14,7 @@ from schemas.dead import Place
 from schemas.errors import InvalidError
 from schemas.ids import checked, derived_id
 from schemas.job import Job
+from schemas.model import within
 from schemas.past import ATTEMPT, FORMER, LIFE, LINE, Hint, Past
 from schemas.past import read as read_past
 from workers.kinds import Kind
@@ -203,4 +204,8 @@ def _with_expiry(job: Job, envelope: Envelope) -> Job:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
         raise InvalidError("not an RFC 3339 time", code="TAPE-1004", field="ce_expirytime") from error
-    return job.model_copy(update={"expires_at": moment if moment.tzinfo else moment.replace(tzinfo=UTC)})
+    try:
+        moment = within(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+    except ValueError as error:
+        raise InvalidError(str(error), code="TAPE-1004", field="ce_expirytime") from None
+    return job.model_copy(update={"expires_at": moment})

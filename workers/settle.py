@@ -22,6 +22,7 @@ from schemas.delays import delayed
 from schemas.errors import ConflictError, InvalidError, JobError, TapeError
 from schemas.event import EVENT_OF, Event, EventType, end_id, written
 from schemas.ids import derived_id, uuid7
+from schemas.model import LAST
 from schemas.outcome import Cancelled, Failed, Failure, Outcome, Status, Succeeded, Usage
 from schemas.past import LIFE, LINE, Past, Try, write
 from schemas.topics import Names
@@ -119,7 +120,7 @@ class Settler:
         """
         line = [(LINE, attempt.line.encode())] if copied else []
         line += [(LIFE, told.encode())] if (told := life or life_of(attempt.record)) else []
-        due = self._now() + timedelta(seconds=delay_s)
+        due = _due(self._now(), delay_s)
         identity = derived_id(attempt.id, kind.value, str(past.spent), str(due.timestamp()))
         event = self._event(attempt, kind, identity, failure=failure, until=due)
         record = attempt.record
@@ -366,6 +367,14 @@ class Settler:
 def _dead_id(job: str, line: str) -> str:
     """The id of the event that a job is dead: one for all copies of the record by which it died."""
     return derived_id(job, "dead", *line.split("/"))
+
+
+def _due(now: datetime, delay_s: float) -> datetime:
+    """The moment after a delay, or the last one that there is."""
+    try:
+        return min(now + timedelta(seconds=delay_s), LAST)
+    except OverflowError:
+        return LAST
 
 
 def _trace(attempt: Attempt) -> str | None:

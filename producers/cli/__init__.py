@@ -93,7 +93,9 @@ def _tell(shell: Shell, error: TapeError, cause: BaseException) -> int:
     if shell.debug:
         import traceback
 
-        traceback.print_exception(cause)
+        from producers.cli.output import safe
+
+        sys.stderr.write(safe("".join(traceback.format_exception(cause)), lines=True))
     return exit_of(error)
 
 

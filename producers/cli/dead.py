@@ -13,6 +13,7 @@ import typer
 from producers.cli import redrive
 from producers.cli.exits import Exit
 from producers.cli.options import grouped
+from producers.cli.output import safe
 from producers.cli.parse import moment
 from producers.cli.shell import Shell
 from producers.cli.sieve import Filters, desk, sure
@@ -246,10 +247,9 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
 def _fitted(row: dict[str, Any]) -> dict[str, Any]:
     """A row whose texts leave room for each other: anybody may write a letter, and anything into it."""
     return {
-        name: _cut("".join(one if one.isprintable() else " " for one in value), WIDEST.get(name, NAME))
-        if isinstance(value, str) else value
+        name: _cut(safe(value), WIDEST.get(name, NAME)) if isinstance(value, str) else value
         for name, value in row.items()
-    }  # fmt: skip
+    }
 
 
 def _cut(text: str, width: int) -> str:

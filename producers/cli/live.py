@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from producers.cli.output import safe
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -103,7 +105,7 @@ def screen(console: Console) -> Iterator[Callable[[str, Course], None]]:
 
         def draw(text: str, course: Course) -> None:
             if text:
-                live.console.print(text, highlight=False, soft_wrap=True)
+                live.console.print(safe(text), highlight=False, soft_wrap=True)
             if course.steps:
                 live.update(course.line(), refresh=True)
 

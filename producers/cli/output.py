@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -56,6 +58,23 @@ WORDY = frozenset({"found", "way_out", "meaning", "when", "note", "problem", "va
 """Columns that may be broken into lines; the others are what people copy."""
 
 
+_MARKS = "\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff"
+"""What turns the direction of text, parts lines unseen, or is half a character."""
+_CONTROL = re.compile(f"[\\x00-\\x1f\\x7f-\\x9f{_MARKS}]")
+_KEPT = re.compile(f"[\\x7f-\\x9f{_MARKS}]")
+"""Of these, what neither JSON nor YAML escapes by itself."""
+
+
+def safe(text: str, *, lines: bool = False) -> str:
+    """Return text that a terminal only shows: control and bidi characters are spelled out, as `\\x1b` and `\\u202e`.
+
+    Ids, reasons and payloads may be anybody's, and a terminal obeys what it is sent. With `lines`, new lines stay, and
+    tabs are four blanks.
+    """
+    kept = {"\n": "\n", "\t": "    "} if lines else {}
+    return _CONTROL.sub(lambda odd: kept.get(odd[0]) or odd[0].encode("unicode_escape").decode(), text)
+
+
 class Output:
     """Where a command's words go: a table on a terminal, JSON lines into a pipe, or what `--output` says."""
 
@@ -87,7 +106,7 @@ class Output:
         if self.format is Format.YAML:
             self._yaml(found)
         else:
-            self._write(json.dumps(found, indent=2, ensure_ascii=False))
+            self._write(_json(found, indent=2))
 
     def record(self, row: Row) -> None:
         """Print one thing."""
@@ -97,30 +116,30 @@ class Output:
         elif self.format is Format.YAML:
             self._yaml(found)
         else:
-            self._write(json.dumps(found, indent=2 if self.format is Format.JSON else None, ensure_ascii=False))
+            self._write(_json(found, indent=2 if self.format is Format.JSON else None))
 
     def line(self, row: Row, text: str = "") -> None:
-        """Print one thing of a stream as it comes: `text` for people, else a JSON line (or a YAML document)."""
+        """Print one thing of a stream as it comes: for people `text`, with rich's markup; else JSON, or YAML."""
         if self.format is Format.TABLE:
-            self.console().print(text, highlight=False, soft_wrap=True)
+            self.console().print(safe(text), highlight=False, soft_wrap=True)
         elif self.format is Format.YAML:
             self._write("---")
             self._yaml(plain(dict(row)))
         else:
-            self._write(json.dumps(plain(dict(row)), ensure_ascii=False))
+            self._write(_json(plain(dict(row))))
 
     def text(self, text: str) -> None:
-        """Print text as it is."""
-        self._write(text)
+        """Print text of one or more lines, the same in every format."""
+        self._write(safe(text, lines=True))
 
     def note(self, text: str) -> None:
         """Tell people what goes on, on stderr."""
-        self.console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False, style="dim")
+        self.console(stderr=True).print(safe(text), highlight=False, soft_wrap=True, markup=False, style="dim")
 
     def next(self, *commands: str) -> None:
         """Tell people which commands are useful now, on stderr."""
         for command in commands:
-            self.console(stderr=True).print(f"next: {command}", highlight=False, soft_wrap=True, markup=False)
+            self.console(stderr=True).print(f"next: {safe(command)}", highlight=False, soft_wrap=True, markup=False)
 
     def error(self, error: TapeError) -> None:
         """Print one error: code, message, place, way out."""
@@ -131,10 +150,12 @@ class Output:
 
         from rich.text import Text
 
-        console.print(Text.assemble((error.code, "bold red"), " ", error.message), highlight=False, soft_wrap=True)
+        # What has several lines is indented, so that nobody's text can be taken for the lines below.
+        message = safe(error.message, lines=True).replace("\n", "\n      ")
+        console.print(Text.assemble((error.code, "bold red"), " ", message), highlight=False, soft_wrap=True)
         if error.place:
-            tell("where:  ", "  ".join(f"{key}={value}" for key, value in error.place.items()))
-        tell("way out:", error.hint)
+            tell("where:  ", "  ".join(safe(f"{key}={value}") for key, value in error.place.items()))
+        tell("way out:", safe(error.hint, lines=True).replace("\n", "\n      "))
 
     def console(self, *, stderr: bool = False) -> Console:
         """Return the console of stdout or stderr, without colours where they are not wanted."""
@@ -147,6 +168,7 @@ class Output:
 
     def _table(self, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
         from rich.table import Table
+        from rich.text import Text
 
         console = self.console()
         shown = [column for column in columns if any(row.get(column) not in EMPTY for row in rows)]
@@ -161,25 +183,31 @@ class Output:
             widths.pop()
         table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
         for column in shown:
-            table.add_column(LABELS.get(column, column).upper(), overflow="fold", no_wrap=column not in WORDY)
+            table.add_column(
+                Text(safe(LABELS.get(column, column).upper())), overflow="fold", no_wrap=column not in WORDY
+            )
         for line in cells:
             table.add_row(*line[: len(shown)])
         console.print(table)
 
     def _pairs(self, row: dict[str, Any]) -> None:
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(box=None, pad_edge=False, show_header=False)
         table.add_column(style="bold")
         table.add_column(overflow="fold")
         for key, value in row.items():
-            table.add_row(key, _cell(key, value))
+            table.add_row(Text(safe(key)), _cell(key, value, lines=True))
         self.console().print(table)
 
     def _yaml(self, found: Any) -> None:
         import yaml
 
-        self._write(yaml.safe_dump(found, sort_keys=False, allow_unicode=True).rstrip())
+        text = yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
+        if _KEPT.search(text):
+            text = yaml.safe_dump(found, sort_keys=False)
+        self._write(text.rstrip("\n"))
 
     def _write(self, text: str) -> None:
         sys.stdout.write(text + "\n")
@@ -213,17 +241,25 @@ def styled(state: str) -> str:
     return f"[{colour}]{state}[/]" if colour else state
 
 
-def _cell(column: str, value: Any) -> Text:
+def _json(found: Any, indent: int | None = None) -> str:
+    """JSON in which every character that a terminal would obey is escaped; it reads as the same value."""
+    text = json.dumps(found, indent=indent, ensure_ascii=False)
+    return _KEPT.sub(lambda odd: f"\\u{ord(odd[0]):04x}", text)
+
+
+def _cell(column: str, value: Any, *, lines: bool = False) -> Text:
     from rich.text import Text
 
     if value in EMPTY:
         return Text()
     if column in {"state", "status"}:
-        return Text(str(value), style=STATES.get(str(value), ""))
+        return Text(safe(str(value)), style=STATES.get(str(value), ""))
     if isinstance(value, datetime):
         recent = datetime.now(UTC) - value < timedelta(hours=12)
-        return Text(value.astimezone().strftime("%H:%M:%S" if recent else "%Y-%m-%d %H:%M"))
-    return Text(_words(column, value))
+        with suppress(OverflowError):  # the year 10000 has begun there
+            value = value.astimezone()
+        return Text(value.strftime("%H:%M:%S" if recent else "%Y-%m-%d %H:%M"))
+    return Text(safe(_words(column, value), lines=lines))
 
 
 def _words(column: str, value: Any) -> str:

@@ -13,18 +13,30 @@ from typing import Any
 from schemas.errors import InvalidError, NotFoundError
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_LONGEST = timedelta(days=36_525)
+"""A hundred years: what is longer is a slip, and clocks and waits overflow."""
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 
 
 def duration(text: str, option: str) -> timedelta:
-    """Read `90s`, `30m`, `1h30m`, `2d`, `1w` or a number of seconds. Raises `InvalidError` (TAPE-1010)."""
+    """Read `90s`, `30m`, `1h30m`, `2d`, `1w` or a number of seconds.
+
+    Raises `InvalidError` (TAPE-1010) for anything else, and for more than a hundred years.
+    """
     parts = _DURATION.findall(text)
-    if parts and "".join(number + unit for number, unit in parts) == text:
-        return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
     try:
-        return timedelta(seconds=float(text))
-    except (ValueError, OverflowError):
+        if parts and "".join(number + unit for number, unit in parts) == text:
+            seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+        else:
+            seconds = float(text)
+        found = timedelta(seconds=seconds)
+    except OverflowError:
+        found = timedelta.max
+    except ValueError:
         raise _wrong(option, text, "a duration such as 90s, 30m, 1h or 2d") from None
+    if abs(found) > _LONGEST:
+        raise _wrong(option, text, "a duration of at most a hundred years")
+    return found
 
 
 def moment(text: str, option: str) -> datetime:
@@ -33,7 +45,11 @@ def moment(text: str, option: str) -> datetime:
         found = datetime.fromisoformat(text)
     except ValueError:
         return datetime.now(UTC) - duration(text, option)
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    found = found if found.tzinfo else found.replace(tzinfo=UTC)
+    try:
+        return found.astimezone(UTC)
+    except OverflowError:
+        raise _wrong(option, text, "a time within the years 1 to 9999 in UTC") from None
 
 
 def pairs(texts: Sequence[str], option: str) -> dict[str, str]:

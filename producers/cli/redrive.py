@@ -103,9 +103,12 @@ def plan(
         )  # fmt: skip
         if made.letters:
             state.create(found.blobs, made, text)
-    shell.output.record(described(made) if shell.output.table else made.model_dump(mode="json"))
+    row = made.model_dump(mode="json") | ({} if made.letters else {"id": None})
+    shell.output.record(described(made) if shell.output.table else row)
     if not made.letters:
-        shell.output.note("nothing to send back, so no plan was kept; look at `tape dead ls --all`")
+        why = "all were skipped" if made.skipped else "no letter matches"
+        shell.output.note(f"nothing to send back, {why}: no plan was kept, so there is no id to run")
+        shell.output.next("tape dead ls --all")
         return
     if made.classes.get("crashed"):
         shell.output.note(
@@ -137,6 +140,7 @@ def status(context: typer.Context, redrive: Id) -> int:
     if foreign := seen.moved - seen.tally.moved:
         shell.output.note(_unfollowed(foreign))
     row = told(kept) | {"moved": seen.moved, "ended": seen.tally.settled, "failed": seen.tally.failed}
+    row |= {"targets": _counts(kept.plan.targets) if shell.output.table else kept.plan.targets}
     if shell.output.table:
         row |= {"again": ", ".join(seen.failures[:5])} if seen.failures else {}
         row |= {f"note {number}": f"{note.time:%m-%d %H:%M:%S} UTC  {note.by}  {note.what}"
@@ -191,6 +195,7 @@ def described(plan: Plan) -> dict[str, Any]:
         "by code": plan.codes,
         "by class": plan.classes,
         "by kind": plan.kinds,
+        "by target": plan.targets,
         "gpu seconds": f"{known} ({told})" if told else known,
         "skipped": plan.skipped,
         "patch": plan.patch,
@@ -244,6 +249,12 @@ def _run(shell: Shell, identity: str, pace: Pace, *, resumed: bool) -> int:
         if phase is Phase.PLANNED and resumed:
             hint = f"tape dead redrive run {identity} --canary 5"
             raise ConflictError("the redrive was never begun", code="TAPE-3007", redrive=identity, hint=hint)
+        if pace.halt_above is not None and not (pace.canary or pace.rate or kept.redrive.canary or kept.redrive.rate):
+            raise InvalidError(
+                "all letters would be moved before the first of their jobs has ended, and nothing be left to halt",
+                code="TAPE-1010", field="--halt-above",
+                hint="add --canary 5, whose outcomes are awaited, or --rate 10",
+            )  # fmt: skip
         if phase is Phase.DONE:
             shell.output.note("it is done already; nothing is moved twice")
         runner = Runner(found, kept, pace, report=_reporter(shell))
@@ -262,7 +273,9 @@ def _run(shell: Shell, identity: str, pace: Pace, *, resumed: bool) -> int:
     if runner.foreign:
         shell.output.note(_unfollowed(runner.foreign))
     if done.phase is Phase.DONE and runner.open:
-        shell.output.note(f"{runner.open:,} of those it moved have not ended yet; nobody halts it now")
+        shell.output.note(
+            f"{runner.open:,} of those it moved have not ended yet; nobody watches them, and nothing is left to halt"
+        )
         shell.output.next(f"tape dead redrive status {identity}")
     _next(shell, done, [])
     if done.phase is Phase.HALTED:

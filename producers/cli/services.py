@@ -74,11 +74,11 @@ def down(context: typer.Context) -> None:
     if broker.status().running or any(node.running for node in broker.status().nodes):
         broker.stop()
         stopped.append("broker")
-    for engine in _engines(home):
+    for engine in stores.known(home):
         native = stores.native(shell, engine)
         if native.status().running:
             native.stop()
-            stopped.append(engine)
+            stopped.append(engine.value)
     (home / "profile.json").unlink(missing_ok=True)
     shell.output.record({"stopped": stopped, "home": str(home)})
     shell.output.next("tape up")
@@ -131,16 +131,11 @@ def _topics(shell: Shell, settings: Settings) -> None:
         shell.output.note(f"topics and groups: {len(changes)} changes")
 
 
-def _engines(home: Path) -> list[str]:
-    """The native stores that this home ever had: asking one for its status would make its folder."""
-    return [engine.value for engine in stores.Engine if (home / engine.value / "state.json").exists()]
-
-
 def _last(shell: Shell) -> Choice:
     url = profile(shell).get("store_url", "")
-    for engine in _engines(shell.settings.home):
+    for engine in stores.known(shell.settings.home):
         if stores.native(shell, engine).status().url == url:
-            return Choice(engine)
+            return Choice(engine.value)
     return Choice.DIR
 
 

@@ -17,6 +17,7 @@ from producers.cli.shell import Shell
 if TYPE_CHECKING:
     from producers.client import Client
     from producers.request import Request
+    from schemas.outcome import Outcome
 
 SCHEMES = ("blob:", "artifact:", "builtin:", "file:", "dataset:", "model:")
 
@@ -75,7 +76,13 @@ def submit(
         if dry_run:
             _show(shell, client, request)
             return
+        ended = _ended(client, request)
         handle = client.submit(request)
+        if ended is not None:
+            shell.output.note(
+                f"the job of this key ended as {ended.status.value} at {ended.finished_at:%Y-%m-%d %H:%M:%S} UTC "
+                "and is not run again; to run it again, give another --key"
+            )
         if wait:
             from producers.cli.jobs import finish
 
@@ -83,7 +90,17 @@ def submit(
             finish(shell, handle, limit)
             return
         shell.output.record({"job": handle.id, "kind": kind, "lane": treatment.lane})
-        shell.output.next(f"tape watch {handle.id}", f"tape result {handle.id} --wait")
+        shell.output.next(*([] if ended else [f"tape watch {handle.id}"]), f"tape result {handle.id} --wait")
+
+
+def _ended(client: Client, request: Request) -> Outcome | None:
+    """How the job ended that the request's key already is; None where there is none, or it may still run."""
+    from schemas.ids import job_id
+
+    if request.key is None:
+        return None
+    found = client.outcome(job_id(request.tenant or client.settings.tenant, request.key))
+    return None if found is None else found.model_copy(update={"finished_at": found.finished_at.astimezone(UTC)})
 
 
 def _reference(shell: Shell, client: Client, text: str, dry_run: bool, part: str) -> str:

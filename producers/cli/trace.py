@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from producers.cli.output import took
+from producers.cli.output import safe, took
 from producers.cli.shell import Shell
 
 WIDTH = 48
@@ -90,7 +90,9 @@ def draw(shell: Shell, lines: list[Line]) -> None:
     from rich.text import Text
 
     console = shell.output.console()
-    width = max(10, min(WIDTH, console.width - 2 - max(2 * line.depth + len(line.span["name"]) for line in lines) - 36))
+    width = max(
+        10, min(WIDTH, console.width - 2 - max(2 * line.depth + len(safe(line.span["name"])) for line in lines) - 36)
+    )
     total = max((line.offset_ms + line.duration_ms for line in lines), default=0.0) or 1.0
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("span", "service"):
@@ -103,8 +105,8 @@ def draw(shell: Shell, lines: list[Line]) -> None:
         colour = "red" if wrong else "cyan"
         name = "  " * line.depth + str(line.span["name"]) + (" ✗" if wrong else "")
         table.add_row(
-            Text(name), Text(str(line.span.get("service", ""))), took(line.offset_ms), took(line.duration_ms),
-            Text(bar(line, total, width), style=colour),
+            Text(safe(name)), Text(safe(str(line.span.get("service", "")))),
+            took(line.offset_ms), took(line.duration_ms), Text(bar(line, total, width), style=colour),
         )  # fmt: skip
     console.print(table)
 

@@ -1,9 +1,10 @@
 """Where a dead record came from and why it is dead: what its headers say, in every dialect that is known.
 
 Sources: Tickertape, `schemas.dead`; Spring for Apache Kafka, `KafkaHeaders` and `DeadLetterPublishingRecoverer`
-(numbers are big-endian binary; with retry topics the original headers are appended, so the first topic is the true one
-and the last place is this record's); Kafka Connect, `DeadLetterQueueReporter` (KIP-298); share groups,
-`ShareGroupDLQStateManager` (KIP-1191); Kafka Streams, `ExceptionHandlerUtils` (KIP-1034). The last three write text.
+(numbers are big-endian, an int's four bytes or a long's eight; with retry topics the original headers are appended, so
+the first topic is the true one and the last place is this record's); Kafka Connect, `DeadLetterQueueReporter`
+(KIP-298); share groups, `ShareGroupDLQStateManager` (KIP-1191); Kafka Streams, `ExceptionHandlerUtils` (KIP-1034). The
+last three write text.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class Origin:
     time: datetime | None = None
     letter: DeadLetter | None = None
     line: str = ""
+    wrong: str = ""
+    """Why the place cannot be told, where a header says it in no way that its dialect has."""
 
     @property
     def place(self) -> str | None:
@@ -112,20 +115,24 @@ def _flat(found: dict[str, bytes]) -> Origin:
 
 def _plain(dialect: Dialect, found: dict[str, bytes], **fields: Any) -> Origin:
     """An origin in a dialect that calls the place by its own name, and goes back to where it came from."""
-    topic = _text(found, "topic") or None
-    return Origin(dialect, topic, topic, _number(found.get("partition")), _number(found.get("offset")), **fields)
+    topic, prefix = _text(found, "topic") or None, _PREFIXES[dialect]
+    partition, offset = _number(found.get("partition")), _number(found.get("offset"))
+    wrong = _wrong(prefix, found, {"partition": partition, "offset": offset}, "a decimal number")
+    return Origin(dialect, topic, topic, partition, offset, wrong=wrong, **fields)
 
 
 def _spring(headers: Headers) -> Origin:
     found = _last(headers, SPRING)
     first = next((raw for name, raw in headers if name == f"{SPRING}original-topic" and raw), b"")
     name = _text(found, "exception-cause-fqcn") or _text(found, "exception-fqcn")
-    stamp = _number(found.get("original-timestamp"))
+    sizes = {"original-partition": 4, "original-offset": 8, "original-timestamp": 8}
+    told = {name: _binary(found.get(name), size) for name, size in sizes.items()}
     return Origin(
         Dialect.SPRING, first.decode("utf-8", "replace") or None, _text(found, "original-topic") or None,
-        _number(found.get("original-partition")), _number(found.get("original-offset")), code=_short(name),
+        told["original-partition"], told["original-offset"], code=_short(name),
         message=_text(found, "exception-message"), detail=_text(found, "exception-stacktrace") or None,
-        who=_text(found, "original-consumer-group"), time=_since_epoch(stamp),
+        who=_text(found, "original-consumer-group"), time=_since_epoch(told["original-timestamp"]),
+        wrong=_wrong(SPRING, found, told, "a big-endian integer"),
     )  # fmt: skip
 
 
@@ -166,6 +173,14 @@ _READERS: dict[str, Callable[[Headers], Origin]] = {
 """Who reads headers of which prefix; where a record died several times, the newest headers are the last."""
 
 
+_PREFIXES = {
+    Dialect.TICKERTAPE: HEADER,
+    Dialect.CONNECT: CONNECT,
+    Dialect.SHARE: SHARE,
+    Dialect.STREAMS: STREAMS,
+}
+
+
 def _last(headers: Headers, prefix: str) -> dict[str, bytes]:
     return {name[len(prefix) :]: raw for name, raw in headers if raw is not None and name.startswith(prefix)}
 
@@ -175,15 +190,22 @@ def _text(found: dict[str, bytes], name: str) -> str:
 
 
 def _number(raw: bytes | None) -> int | None:
-    """Decimal text, or a big-endian int or long; four or eight digits are text, as a number they would be absurd."""
-    if not raw:
-        return None
-    if raw.isdigit() and len(raw) < 20:
-        return int(raw)
-    if len(raw) in {4, 8}:
-        found = int.from_bytes(raw, "big", signed=True)
-        return found if found >= 0 else None
-    return None
+    """Decimal text."""
+    return int(raw) if raw and raw.isdigit() and len(raw) < 20 else None
+
+
+def _binary(raw: bytes | None, size: int) -> int | None:
+    """A big-endian integer of so many bytes."""
+    found = int.from_bytes(raw, "big", signed=True) if raw and len(raw) == size else -1
+    return found if found >= 0 else None
+
+
+def _wrong(prefix: str, found: dict[str, bytes], told: dict[str, int | None], wanted: str) -> str:
+    """Why numbers that headers hold cannot be told; empty where they can, or are not there."""
+    for name, number in told.items():
+        if number is None and found.get(name):
+            return f"the header {prefix}{name} is not {wanted}: {found[name][:32]!r}"
+    return ""
 
 
 def _short(name: str) -> str:

@@ -127,11 +127,15 @@ class Pens:
             except TapeError as error:
                 if error.code not in AGAIN or tries == TRIES:
                     raise
-            old = self._pens.pop(topic, None)
-            if old is not None:
-                old.close()
+            self.drop(topic)
             self._heed()
             self._sleep(random.uniform(0, PAUSE_S))  # noqa: S311 - two that take it in turn must fall out of step
+
+    def drop(self, topic: str) -> None:
+        """Put the pen of a topic down; its next use takes it anew."""
+        old = self._pens.pop(topic, None)
+        if old is not None:
+            old.close()
 
     def close(self) -> None:
         """Put them all down."""

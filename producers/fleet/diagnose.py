@@ -9,7 +9,7 @@ from typing import Any
 
 from producers.fleet.facts import Answer, Blocker, Facts
 from producers.fleet.view import Seen
-from producers.fleet.words import ago, exact, hint, span
+from producers.fleet.words import WORDS, ago, discarded, exact, hint, refused, span
 from producers.fleet.words import count as count_of
 from producers.fold import View, fold, newest
 from schemas.control import SILENT_S, BreakerState, parted
@@ -119,16 +119,12 @@ def _ended(case: Case) -> Answer | None:
         State.DEAD: (f"tape dead show {job}", f"tape dead redrive plan {job}"),
         State.FAILED: (f"tape result {job}", f"tape trace {job}"),
     }
+    fate = case.facts.fate
+    if view.state is State.DEAD and fate is not None and fate.time >= view.updated:
+        told += discarded(fate, case.facts.now)
+        facts |= {"discarded": fate.time, "by": fate.by, "reason": fate.reason or None}
+        steps[State.DEAD] = (f"tape dead show {job}", f"tape dead discard {job} --undo --reason WHY")
     return case.answer(Blocker.ENDED, told, *steps.get(view.state, (f"tape result {job}",)), facts=facts)
-
-
-WORDS = {
-    State.SUCCEEDED: "succeeded",
-    State.FAILED: "failed",
-    State.CANCELLED: "was cancelled",
-    State.EXPIRED: "expired before it ran",
-    State.DEAD: "became a dead letter",
-}
 
 
 def _cancelled(case: Case) -> Answer | None:
@@ -301,11 +297,13 @@ def _breaker(case: Case) -> Answer | None:
     said = next((one for name, worker, one in away if name in needed and (everyone or not worker)), None)
     if said is not None:
         trial = said.state is BreakerState.HALF_OPEN
-        told = f"{said.dependency} is {'on trial' if trial else 'away'}: {said.reason or 'it failed too often'}; "
+        barred, more = refused(said.dependency, said.fingerprint, len(case.takers))
+        told = f"{barred or said.dependency + (' is on trial' if trial else ' is away')}: "
+        told += f"{said.reason or 'it failed too often'}; "
         due = said.until - facts.now if said.until else None
         soon = f"in {span(due)}" if due and due > timedelta() else "any moment"
         told += f"{said.worker} tries it with one job." if trial else f"one job tries it again {soon}."
-        more = {"dependency": said.dependency, "breaker": said.state, "since": said.since, "until": said.until}
+        more |= {"dependency": said.dependency, "breaker": said.state, "since": said.since, "until": said.until}
         return case.answer(
             Blocker.BREAKER, told, "tape workers", ahead=case.ahead, facts=more | {"reason": said.reason or None}
         )
@@ -313,8 +311,9 @@ def _breaker(case: Case) -> Answer | None:
     if len({seen.id for seen in told_by.values()}) < len(case.takers) or not told_by:
         return None
     name = min(told_by)
-    more = {"dependency": name, "breaker": told_by[name].presence.breakers[name]}
-    told = f"{name} is away, say the workers of this kind; one job tries it again by and by."
+    barred, more = refused(name, None, len(case.takers))
+    more |= {"dependency": name, "breaker": told_by[name].presence.breakers[name]}
+    told = f"{barred or name + ' is away'}, say the workers of this kind; one job tries it again by and by."
     return case.answer(Blocker.BREAKER, told, "tape workers", ahead=case.ahead, facts=more)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from producers.fleet.view import Fleet
 from schemas.control import Tenant
+from schemas.dead import Fate
 from schemas.event import Event, State
 from schemas.past import Past
 from schemas.quota import Tally
@@ -97,6 +98,7 @@ class Facts:
 
     `queue` is None where the job topic does not exist; `other` counts what waits in the other lanes of the kind;
     `turns` is known where tenants share the queue;
+    `fate` tells that a dead job was discarded;
     `tally` is what the tenant's jobs have taken of its quota, None where it has none or the store did not say.
     """
 
@@ -114,6 +116,7 @@ class Facts:
     tenant: str = "default"
     tally: Tally | None = None
     turns: Turns | None = None
+    fate: Fate | None = None
 
     def weight(self, tenant: str) -> float:
         """Return a tenant's weight."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from producers.fleet.diagnose import ENOUGH, diagnose
@@ -16,8 +17,9 @@ from producers.fleet.view import Fleet, dated
 from producers.fold import newest
 from producers.handle import SKEW, born
 from schemas import codec, past
+from schemas.dead import Became, Fate
 from schemas.errors import InvalidError, NotFoundError, TapeError
-from schemas.event import Event, EventType
+from schemas.event import Event, EventType, State
 from schemas.ids import checked
 from schemas.job import Job, Lane
 from schemas.quota import Tally
@@ -59,8 +61,9 @@ def gather(lookout: Lookout, job: str, since: datetime | None = None) -> Facts:
         last = newest(events) or events[-1]
         kind, lane = last.kind, last.lane
         known = Facts(job=job, now=lookout.now(), kind=kind, lane=lane, events=events)
-        if diagnose(known).blocker is Blocker.ENDED:
-            return known
+        ended = diagnose(known)
+        if ended.blocker is Blocker.ENDED:
+            return replace(known, fate=_fate(lookout, job)) if ended.state is State.DEAD else known
         rate = threads.submit(_rate, lookout, kind, lane)
         standing = _standing(lookout, kind)
         queue = _of(standing, lookout.names.jobs(kind, lane))
@@ -86,6 +89,20 @@ def gather(lookout: Lookout, job: str, since: datetime | None = None) -> Facts:
             fleet=fleet.result(),
             rate=rate.result(),
         )
+
+
+def _fate(lookout: Lookout, job: str) -> Fate | None:
+    """The last word on a job's dead letters, if it is that they stay dead; None also where to tell takes too long."""
+    fates: dict[str, Fate] = {}
+    for record in lookout.records(lookout.names.letters, "start", SEARCH_S):
+        if record is None:
+            return None
+        if record.value is not None and job.encode() in record.value:
+            with suppress(ValueError):
+                fate = Fate.model_validate_json(record.value)
+                fates |= {fate.letter: fate} if fate.job == job else {}
+    last = max(fates.values(), key=lambda fate: fate.time, default=None)
+    return last if last is not None and last.became is Became.DISCARDED else None
 
 
 def _events(lookout: Lookout, job: str, since: datetime) -> tuple[Event, ...]:

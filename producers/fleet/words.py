@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from producers.fleet.view import Seen
+from schemas.control import parted
+from schemas.dead import Fate
 from schemas.errors import CODES
+from schemas.event import State
+
+WORDS = {
+    State.SUCCEEDED: "succeeded",
+    State.FAILED: "failed",
+    State.CANCELLED: "was cancelled",
+    State.EXPIRED: "expired before it ran",
+    State.DEAD: "became a dead letter",
+}
+"""What became of a job, after `It`."""
 
 
 def ago(now: datetime, moment: datetime) -> str:
@@ -32,6 +45,26 @@ def exact(moment: datetime) -> str:
 def count(workers: Sequence[Seen]) -> str:
     """Return how many workers serve."""
     return "one worker serves" if len(workers) == 1 else f"{len(workers)} workers serve"
+
+
+def refused(breaker: str, fingerprint: str | None, takers: int) -> tuple[str, dict[str, Any]]:
+    """Return who was refused its credentials, and the facts, of a breaker for one worker; nothing for any other.
+
+    Its fingerprint begins with the code. `takers`: how many workers take such jobs; all of them are refused.
+    """
+    dependency, worker = parted(breaker)
+    if worker is None:
+        return "", {}
+    found = (fingerprint or "").partition(" ")[0]
+    code = found if found in CODES else None
+    told = f"{dependency} refuses the credentials of {worker}" + (" and of the others" if takers > 1 else "")
+    told += f" ({code})" if code else ""
+    return told, {"worker": worker, "code": code, "way out": hint(code) if code else None}
+
+
+def discarded(fate: Fate, now: datetime) -> str:
+    """Return the sentence that tells who decided that it stays dead."""
+    return f" It was discarded {ago(now, fate.time)} by {fate.by}" + (f": {fate.reason}." if fate.reason else ".")
 
 
 def hint(code: str) -> str | None:

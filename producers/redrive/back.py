@@ -14,6 +14,7 @@ from schemas import past
 from schemas.dead import ORIGINAL, Became, Fate
 from schemas.errors import FailureClass, InvalidError
 from schemas.event import queued
+from schemas.redrive import Skip
 from schemas.topics import Names
 from wire.transact import Outgoing
 
@@ -34,10 +35,15 @@ def back(letter: Letter, value: bytes | None, errand: Errand, *, mended: bool) -
 
     The job has its original key and headers; attempts count from zero again, replays one more. A mended one names the
     letter that holds the original. Records of other systems' topics get no event. Raises `InvalidError` (TAPE-1004)
-    when nothing tells where the record came from.
+    when nothing tells where the record came from, or what tells it names a topic that takes no requests.
     """
+    if letter.origin.wrong:
+        raise InvalidError(letter.origin.wrong, code="TAPE-1004", letter=str(letter.place))
     if letter.origin.target is None:
         raise InvalidError("nothing tells the letter's original topic", code="TAPE-1004", letter=str(letter.place))
+    if errand.names.closed(letter.origin.target):
+        told = f"{Skip.CLOSED}: {letter.origin.target}"
+        raise InvalidError(told, code="TAPE-1004", letter=str(letter.place), topic=letter.origin.target)
     fate = Fate(
         became=Became.REDRIVEN,
         letter=str(letter.place),

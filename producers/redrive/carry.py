@@ -15,7 +15,8 @@ from schemas.errors import TapeError
 from schemas.redrive import Line, Plan
 from wire.transact import Outgoing
 
-ALONE = frozenset({"TAPE-1001", "TAPE-1002", "TAPE-1004", "TAPE-1006", "TAPE-1012", "TAPE-2004"})
+DENIED = "TAPE-4003"
+ALONE = frozenset({"TAPE-1001", "TAPE-1002", "TAPE-1004", "TAPE-1006", "TAPE-1012", "TAPE-2004", DENIED})
 """Errors that may be one letter's own fault: the others of its batch go without it."""
 
 
@@ -31,6 +32,7 @@ class Carrier:
         self._pens = Pens(desk, heed=heed, sleep=sleep)
         self.moved: dict[str, Fate] = {}
         self.left: dict[str, str] = {}
+        self._denied: dict[str | None, str] = {}
 
     def learn(self, lines: Iterable[Line]) -> None:
         """Take the pens, and learn what became of these letters before."""
@@ -57,10 +59,18 @@ class Carrier:
             self._pens.use(topic, partial(self._write, letters))
         except _Refused as refused:
             if len(letters) == 1:
-                self.leave(letters[0].place, f"{refused.error.code} {refused.error.message}")
+                self._refused(topic, letters[0], refused.error)
                 return
             for letter in letters:
                 self.carry(topic, [letter])
+
+    def _refused(self, topic: str, letter: Letter, error: TapeError) -> None:
+        why = f"{error.code} {error.message}"
+        if error.code == DENIED:
+            # Its topic may be closed to us, or all may be: the pen is taken anew, which raises if it is all.
+            self._pens.drop(topic)
+            why = self._denied[letter.origin.target] = f"{why}, for {letter.origin.target}"
+        self.leave(letter.place, why)
 
     def close(self) -> None:
         """Put the pens down."""
@@ -81,6 +91,9 @@ class Carrier:
             known = pen.decided(place, letter.origin.place)
             if known is not None:
                 self._note(place, known)
+                continue
+            if (denied := self._denied.get(letter.origin.target)) is not None:
+                self.leave(letter.place, denied)
                 continue
             try:
                 value = letter.record.value if self._patch is None else self._patch.apply(letter)

@@ -69,6 +69,7 @@ def plan(wish: Wish, letters: Iterable[Letter], costs: Costs, ended: Ended = lam
         classes=_counted(one.failure for one in going),
         kinds=_counted(one.kind for one in going),
         topics=sorted({one.letter.partition("/")[0] for one in going}),
+        targets=_counted(one.target for one in going if one.target is not None),
         estimate=estimate(going, costs({one.kind for one in going if one.gpu_seconds is None})),
         sha256=hashlib.sha256(text).hexdigest(),
     )
@@ -107,7 +108,9 @@ def judge(letter: Letter, wish: Wish) -> tuple[Skip | None, str | None]:
     reasons: tuple[tuple[bool, Skip, str | None], ...] = (
         (letter.status == TWIN, Skip.TWIN, letter.origin.place),
         (letter.replays >= wish.max_replays, Skip.REPLAYS, f"{letter.replays} times"),
+        (bool(letter.origin.wrong), Skip.HEADERS, letter.origin.wrong),
         (target is None, Skip.UNTOLD, None),
+        (target is not None and letter.names.closed(target), Skip.CLOSED, target),
         (target not in wish.targets, Skip.TOPIC, target),
         (value is None and letter.record.key is None, Skip.EMPTY, letter.origin.place),
     )

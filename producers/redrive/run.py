@@ -137,6 +137,9 @@ class Runner:
         now = self._desk.now()
         passed = step(self._kept.redrive, Phase.RAMPING, now=now, canary_passed=True)
         what = f"canary passed: {tally.settled - tally.failed} of {tally.moved} did not fail again"
+        if not tally.moved:
+            told = f"the outcomes of the {self.foreign} moved are not followed" if self.foreign else "none was moved"
+            what = f"went on without a canary: {told}"
         self._save(noted(passed, what, by=self._desk.who, now=now))
 
     def _await(self, timeout: float | None, *, certain: bool) -> None:

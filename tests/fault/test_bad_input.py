@@ -125,6 +125,18 @@ def half_a_surrogate(draw: Draw, headers: dict[str, bytes]) -> bytes:
     return b'{"params": {"do": "work", "mark": "\\ud8' + draw(st.sampled_from([b"00", b"7f", b"ff"])) + b'"}}'
 
 
+def impossible_date(draw: Draw, headers: dict[str, bytes]) -> bytes:
+    """A moment that has a date where it was written, and none in UTC."""
+    date = draw(
+        st.sampled_from(["9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00", "9999-12-31T20:00:00-05:00"])
+    )
+    where = draw(st.sampled_from(["not_before", "expires_at", "ce_expirytime"]))
+    if where == "ce_expirytime":
+        headers[where] = date.encode()
+        return dumped()
+    return dumped(**{where: date})
+
+
 def long_names(draw: Draw, headers: dict[str, bytes]) -> bytes:
     """What the error would repeat is nearly as long as a message may be."""
     count = draw(st.integers(1, 4))
@@ -186,7 +198,8 @@ def forged_past(draw: Draw, headers: dict[str, bytes]) -> bytes:
 
 MAKERS: tuple[Callable[[Draw, dict[str, bytes]], bytes | None], ...] = (
     truncated, not_json, not_utf8, another_encoding, no_value, not_an_object, nested, not_a_number, huge_number,
-    wrong_type, unknown_field, half_a_surrogate, missing_header, wrong_header, structured, header_bomb, forged_past,
+    wrong_type, unknown_field, impossible_date, half_a_surrogate, missing_header, wrong_header,
+    structured, header_bomb, forged_past,
 )  # fmt: skip
 RARE = (long_names, large)
 """Nearly a megabyte each: a few are enough."""

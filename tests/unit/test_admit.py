@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -74,6 +74,28 @@ def test_a_job_is_not_started_before_its_time_and_spends_nothing_till_then() -> 
     assert bench.run(bench.next()) is AckType.ACCEPT
     outcome = bench.outcome("job-1")
     assert (outcome.status, outcome.attempt, outcome.finished_at) == (Status.SUCCEEDED, 1, moment)
+
+
+@pytest.mark.parametrize("text", ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59.999999Z", "9999-12-31T09:00:00-14:00"])
+def test_the_last_moments_that_there_are_are_waited_for(text: str) -> None:
+    bench = Bench()
+    assert bench.run(record(not_before=text)) is AckType.ACCEPT
+    (told,) = bench.events()
+    assert told.until is not None
+    assert (told.type, datetime.fromisoformat(text) - told.until < timedelta(seconds=1)) == (EventType.POSTPONED, True)
+
+
+@pytest.mark.parametrize("text", ["9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00"])
+@pytest.mark.parametrize("field", ["not_before", "expires_at", "expirytime"])
+def test_a_date_that_utc_does_not_have_is_an_invalid_request(field: str, text: str) -> None:
+    bench = Bench()
+    wrong = record(extensions={field: text}) if field == "expirytime" else record(**{field: text})
+    assert bench.run(wrong) is AckType.REJECT
+    failure = bench.events()[-1].failure
+    assert failure is not None
+    code, place = ("TAPE-1004", "ce_expirytime") if field == "expirytime" else ("TAPE-1002", field)
+    assert (failure.code, failure.place["field"]) == (code, place)
+    assert "not within the years 1 to 9999" in failure.message
 
 
 def test_a_job_that_needs_more_than_there_is_here_is_left_to_others_once() -> None:

@@ -161,6 +161,21 @@ class TestParse:
     def test_durations(self, text: str, seconds: float) -> None:
         assert duration(text, "--x").total_seconds() == seconds
 
+    @pytest.mark.parametrize(
+        "text", ["99999999999d", "9" * 400, "9" * 400 + "d", "36526d", "1e300", "inf", "-1e300", "nan", "soon"]
+    )
+    def test_what_no_clock_can_tell_is_a_wrong_duration(self, text: str) -> None:
+        for read in (duration, moment):
+            with pytest.raises(InvalidError) as caught:
+                read(text, "--start-in")
+            assert (caught.value.code, caught.value.place["field"]) == ("TAPE-1010", "--start-in")
+
+    @pytest.mark.parametrize("text", ["9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00"])
+    def test_what_utc_has_no_date_for_is_a_wrong_moment(self, text: str) -> None:
+        with pytest.raises(InvalidError) as caught:
+            moment(text, "--since")
+        assert caught.value.code == "TAPE-1010"
+
     def test_moments(self) -> None:
         assert moment("2026-01-02", "--x") == datetime(2026, 1, 2, tzinfo=UTC)
         assert moment("2026-01-02T03:00+01:00", "--x") == datetime(2026, 1, 2, 2, tzinfo=UTC)

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from cli_rig import PARAMS, Tape, ended, submitted, told
 
 from producers.cli.exits import Exit
 from producers.memory import MemoryPorts
+from schemas import codec
 from schemas.errors import CODES, AuthError, TapeError, UnavailableError
 from schemas.event import EventType
 from schemas.foreign import FOREIGN
 from schemas.ids import uuid7
-from schemas.outcome import Failure, Outcome, Status
+from schemas.outcome import Failure, Outcome, Status, outcome_name
 from wire.blobs.directory import Directory
 from wire.blobs.manifest import publish
 
@@ -45,6 +46,30 @@ class TestSubmit:
         value = json.loads(ports.of("tape.jobs.inference.bulk")[0].value or b"")
         assert (value["timeout_s"], value["max_attempts"], value["tenant"], value["key"]) == (120, 2, "acme", "k")
         assert datetime.fromisoformat(value["expires_at"]) > datetime.now(UTC) + timedelta(minutes=59)
+
+    @pytest.mark.parametrize("status", [Status.CANCELLED, Status.SUCCEEDED, Status.FAILED])
+    def test_a_key_whose_job_has_ended_says_so(self, tape: Tape, ports: MemoryPorts, status: Status) -> None:
+        job = submitted(tape, "--key", "k")
+        again = tape("submit", "inference", "--params", PARAMS, "--key", "k")
+        assert "run it again" not in again.err
+        assert f"next: tape watch {job}" in again.err
+        found = Outcome(job=job, kind="inference", status=status, attempt=1, worker="w",
+                        finished_at=datetime(2030, 1, 2, 10, tzinfo=timezone(timedelta(hours=1))))  # fmt: skip
+        ports.blobs.create(outcome_name(job), codec.dump(found))
+        told = tape("submit", "inference", "--params", PARAMS, "--key", "k")
+        assert (told.code, told.row["job"]) == (Exit.OK, job)
+        note = f"the job of this key ended as {status.value} at 2030-01-02 09:00:00 UTC and is not run again"
+        assert note in told.err
+        assert "give another --key" in told.err
+        assert (f"next: tape result {job}" in told.err, "tape watch" in told.err) == (True, False)
+        assert len(ports.of("tape.jobs.inference.bulk")) == 2
+
+    def test_times_that_contradict_each_other_are_refused(self, tape: Tape, ports: MemoryPorts) -> None:
+        refused = tape("submit", "inference", "--params", PARAMS, "--start-in", "30s", "--expires-in", "5s")
+        assert (refused.code, "TAPE-1002" in refused.err, "--start-in" in refused.err) == (Exit.INVALID, True, True)
+        far = tape("submit", "inference", "--params", PARAMS, "--start-in", "99999999999d")
+        assert (far.code, "TAPE-1010" in far.err, "field=--start-in" in far.err) == (Exit.USAGE, True, True)
+        assert ports.of("tape.jobs.inference.bulk") == []
 
     def test_a_local_file_is_uploaded(self, tape: Tape, ports: MemoryPorts, tmp_path: Path) -> None:
         rows = tmp_path / "rows.jsonl"

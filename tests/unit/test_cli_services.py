@@ -63,7 +63,8 @@ class FakeStore:
     """A native store that starts at once."""
 
     def __init__(self, home: Path, cache: Path, *, engine: str, port: int | None = None) -> None:
-        self.home, self.engine, self.port = home, engine, port or 9000
+        usual = 9000 if engine == "minio" else 8333
+        self.home, self.engine, self.port = home, engine, port or usual
 
     def start(self) -> StoreStatus:
         FakeBroker.log.append(f"{self.engine} start")
@@ -205,6 +206,27 @@ class TestStore:
         assert tape("store", "start", "--engine", "seaweedfs").rows[0]["engine"] == "seaweedfs"
         assert tape("store", "status", "--engine", "seaweedfs").code == Exit.OK
         assert tape("store", "stop", "--engine", "seaweedfs").rows[0]["stopped"] is True
+
+    def test_where_none_is_named_the_installations_own_is_meant(self, tape: Tape, fakes: list[str]) -> None:
+        tape("up", "--store", "seaweedfs")
+        stopped = tape("store", "stop").row
+        assert (stopped["engine"], stopped["stopped"]) == ("seaweedfs", True)
+        assert tape("store", "status").code == Exit.UNAVAILABLE
+        assert tape("store", "start").row["engine"] == "seaweedfs"
+        assert tape("store", "status").row["engine"] == "seaweedfs"
+        assert "minio start" not in fakes
+        tape("down")
+        assert tape("store", "start").row["engine"] == "seaweedfs", "there never was another"
+
+    def test_of_two_that_there_were_the_settings_name_one(
+        self, tape: Tape, fakes: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tape("store", "start", "--engine", "minio")
+        tape("up", "--store", "seaweedfs")
+        assert tape("store", "stop").row["engine"] == "seaweedfs"
+        assert tape("store", "stop", "--engine", "minio").row["engine"] == "minio"
+        monkeypatch.setenv("TAPE_STORE_URL", "s3+http://127.0.0.1:9000/tickertape")
+        assert tape("store", "start").row["engine"] == "minio"
 
     def test_build_and_logs(self, tape: Tape, capfd: pytest.CaptureFixture[str]) -> None:
         found = tape("store", "build")

@@ -15,6 +15,7 @@ from client_rig import PARAMS, end, event, outcome
 from producers import Client, Request
 from producers.handle import SKEW, born
 from producers.memory import MemoryPorts
+from producers.request import Options
 from schemas import codec
 from schemas.control import Cancel
 from schemas.errors import (
@@ -102,6 +103,19 @@ class TestSubmit:
         with pytest.raises(InvalidError) as caught:
             client.submit(Lora())
         assert caught.value.code == "TAPE-1003"
+
+    @pytest.mark.parametrize("later", [0, 1])
+    def test_a_job_that_would_expire_before_it_may_start_is_refused(
+        self, client: Client, ports: MemoryPorts, later: int
+    ) -> None:
+        end = datetime.now(UTC) + timedelta(hours=1)
+        options: Options = {"expires_at": end, "not_before": end + timedelta(seconds=later)}
+        with pytest.raises(InvalidError) as caught:
+            client.submit("inference", {"model": "m", "prompt": "x"}, **options)
+        assert (caught.value.code, caught.value.place["field"]) == ("TAPE-1002", "not_before")
+        assert "could never run" in caught.value.message
+        assert ports.of("tape.jobs.inference.bulk") == []
+        client.submit("inference", {"model": "m", "prompt": "x"}, not_before=end - timedelta(seconds=1), expires_at=end)
 
     def test_too_large_names_the_claim_check(self, client: Client, ports: MemoryPorts) -> None:
         with pytest.raises(InvalidError) as caught:

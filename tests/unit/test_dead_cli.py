@@ -245,8 +245,28 @@ class TestRedrive:
 
     def test_a_plan_for_nothing_is_not_kept(self, rig: Rig, tape: Tape) -> None:
         found = tape("redrive", "plan", "--all")
-        assert (found.code, found.row["letters"]) == (Exit.OK, 0)
+        assert (found.code, found.row["letters"], found.row["id"]) == (Exit.OK, 0, None)
+        assert "no letter matches: no plan was kept, so there is no id to run" in found.err
+        rig.bury("often", replays=3)
+        assert "all were skipped: no plan was kept" in tape("redrive", "plan", "--all").err
         assert "no redrives yet" in tape("redrive", "ls").err
+
+    def test_a_halt_that_could_not_come_is_refused(self, rig: Rig, tape: Tape) -> None:
+        fill(rig)
+        name = tape("redrive", "plan", "--all").row["id"]
+        refused = tape("redrive", "run", name, "--halt-above", "0")
+        assert (refused.code, "TAPE-1010" in refused.err, "--canary 5" in refused.err) == (Exit.USAGE, True, True)
+        assert rig.moved() == {}
+        assert tape("redrive", "run", name, "--halt-above", "0", "--rate", "500").row["moved"] == 7
+
+    def test_where_letters_go_is_told_before_and_after(self, rig: Rig, tape: Tape) -> None:
+        fill(rig)
+        plan = tape("redrive", "plan", "--all")
+        assert plan.row["targets"] == {"tape.jobs.inference.bulk": 6, "tape.jobs.training.bulk": 1}
+        assert tape("redrive", "status", plan.row["id"]).row["targets"] == plan.row["targets"]
+        told = "6 tape.jobs.inference.bulk, 1 tape.jobs.training.bulk"
+        assert told in tape("redrive", "status", plan.row["id"], "--output", "table").out
+        assert told in tape("redrive", "plan", "--all", "--output", "table").out
 
     def test_a_halted_one_says_so_by_its_exit_code(self, rig: Rig, tape: Tape) -> None:
         fill(rig)

@@ -76,13 +76,28 @@ class TestForeign:
 
     @pytest.mark.parametrize(
         ("raw", "number"),
-        [(b"12345678", 12345678), (b"1234", 1234), (b"7", 7), (struct.pack(">q", 7), 7), (b"", None), (b"abc", None),
-         (b"\xff" * 8, None), (b"\xff" * 3, None), (b"9" * 30, None)],
+        [(b"12345678", 12345678), (b"1234", 1234), (b"7", 7), (struct.pack(">q", 7), None), (b"", None),
+         (b"zero", None), (b"-1", None), (b"\xff" * 3, None), (b"9" * 30, None)],
     )  # fmt: skip
-    def test_numbers_in_text_and_binary(self, raw: bytes, number: int | None) -> None:
-        headers = [("kafka_dlt-original-topic", b"t"), ("kafka_dlt-original-partition", b"0"),
-                   ("kafka_dlt-original-offset", raw)]  # fmt: skip
-        assert origin.read(headers).offset == number
+    @pytest.mark.parametrize("prefix", ["__dlq.errors.", "__connect.errors.", "__streams.errors."])
+    @pytest.mark.parametrize("name", ["partition", "offset"])
+    def test_numbers_in_text(self, raw: bytes, number: int | None, prefix: str, name: str) -> None:
+        found = origin.read([(f"{prefix}topic", b"t"), (prefix + name, raw)])
+        assert getattr(found, name) == number
+        told = f"the header {prefix}{name} is not a decimal number: {raw!r}"
+        assert found.wrong == ("" if number is not None or not raw else told)
+
+    @pytest.mark.parametrize(
+        ("name", "raw", "number"),
+        [("partition", struct.pack(">i", 7), 7), ("offset", struct.pack(">q", 7), 7), ("partition", b"", None),
+         ("partition", b"7", None), ("partition", struct.pack(">q", 7), None), ("offset", struct.pack(">i", 7), None),
+         ("offset", b"\xff" * 8, None), ("offset", b"9" * 30, None), ("timestamp", b"now", None)],
+    )  # fmt: skip
+    def test_numbers_of_spring_are_an_int_or_a_long(self, name: str, raw: bytes, number: int | None) -> None:
+        found = origin.read([("kafka_dlt-original-topic", b"t"), (f"kafka_dlt-original-{name}", raw)])
+        assert name == "timestamp" or getattr(found, name) == number
+        told = f"the header kafka_dlt-original-{name} is not a big-endian integer: {raw[:32]!r}"
+        assert found.wrong == ("" if number is not None or not raw else told)
 
     @given(st.lists(st.tuples(st.sampled_from(["kafka_dlt-", "__connect.errors.", "__dlq.errors.", "__streams.errors.",
                                                HEADER]), st.sampled_from(["topic", "original-topic", "offset", "json",
@@ -247,6 +262,10 @@ class TestExport:
         row = line(letter)
         assert resend(rig.desk, parse([json.dumps(row).encode()], rig.names, "f"), "").others == {
             "nothing tells the letter's original topic": 1
+        }
+        row["target"] = "tape.control"
+        assert resend(rig.desk, parse([json.dumps(row).encode()], rig.names, "f"), "").others == {
+            "its original topic takes no requests: tape.control": 1
         }
         row["target"] = "tape.jobs.inference.interactive"
         assert resend(rig.desk, parse([json.dumps(row).encode()], rig.names, "f"), "").done == 1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dead_rig import START, Rig, headers, values
+from dead_rig import KINDS, START, Rig, headers, values
 
 from producers.dead import Filter
 from producers.redrive.cost import costs
@@ -22,6 +23,7 @@ from schemas.event import EventType
 from schemas.outcome import Outcome, Status, Usage
 from schemas.past import Past, Try
 from schemas.redrive import Line, Phase, Skip
+from schemas.topics import Names, topics
 
 SMALLER: list[dict[str, Any]] = [{"op": "add", "path": "/params/batch_size", "value": 1}]
 
@@ -62,6 +64,46 @@ class TestPlan:
         assert Skip.REPLAYS not in skips(rig, max_replays=4)
         rig.runner(rig.plan().redrive.plan.id).run()
         assert skips(rig)[Skip.REDRIVEN] == 2, "the twin's fate is its own"
+
+    @pytest.mark.parametrize(
+        "target",
+        [one.name for one in topics(Names(), KINDS) if ".jobs." not in one.name] + ["__consumer_offsets", "__x"],
+    )
+    def test_no_header_of_a_stranger_leads_into_topics_that_take_no_requests(self, target: str) -> None:
+        rig = Rig()
+        if target not in rig.log.topics():
+            rig.log.create(target, 1)
+        rig.append("tape.dead.inference", b"k", b"{}", [("__dlq.errors.topic", target.encode())])
+        made = rig.plan()
+        assert made.redrive.plan.skipped == {Skip.CLOSED: 1}
+        assert [line.detail for line in made.lines()] == [target]
+        # A plan of before may name it: it is left when its turn comes.
+        old = made.lines()[0].model_copy(update={"skip": None})
+        text = old.model_dump_json(exclude_none=True).encode() + b"\n"
+        before = len(rig.entries(target))
+        fields = {"id": "old", "letters": 1, "sha256": hashlib.sha256(text).hexdigest()}
+        runner = rig.runner(create(rig.blobs, made.redrive.plan.model_copy(update=fields), text).redrive.plan.id)
+        done = runner.run()
+        assert (done.moved, done.left) == (0, 1)
+        assert list(runner.left.values()) == [f"TAPE-1004 its original topic takes no requests: {target}"]
+        assert not [entry for entry in rig.entries(target)[before:] if entry.key == b"k"]
+
+    def test_where_they_go_is_counted(self) -> None:
+        rig = Rig()
+        rig.log.create("orders", 1)
+        rig.bury("a")
+        rig.bury("b")
+        rig.append("tape.dead.inference", b"k", b"{}", [("__dlq.errors.topic", b"orders")])
+        assert rig.plan().redrive.plan.targets == {"tape.jobs.inference.bulk": 2, "orders": 1}
+
+    def test_a_place_that_no_header_tells_in_its_own_way_is_left_with_the_reason(self) -> None:
+        rig = Rig()
+        rig.log.create("orders", 1)
+        told = [("__dlq.errors.topic", b"orders"), ("__dlq.errors.partition", b"zero")]
+        rig.append("tape.dead.inference", b"k", b"{}", told)
+        made = rig.plan()
+        assert made.redrive.plan.skipped == {Skip.HEADERS: 1}
+        assert "__dlq.errors.partition is not a decimal number: b'zero'" in (made.lines()[0].detail or "")
 
     def test_an_expired_job_can_be_patched_back_to_life(self) -> None:
         rig = Rig()

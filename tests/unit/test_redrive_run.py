@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,13 +11,15 @@ from dead_rig import Rig, headers
 
 from producers.dead import Filter
 from producers.redrive.pace import Pace
+from producers.redrive.run import Runner
 from producers.redrive.state import halt, load
 from producers.redrive.survey import survey
 from producers.redrive.watch import Tally, trips
-from schemas.errors import ConflictError, InvalidError, UnavailableError
+from schemas.errors import AuthError, ConflictError, InvalidError, UnavailableError
 from schemas.event import EventType
 from schemas.redrive import Phase, Redrive
-from wire.transact import MemoryTransactor
+from wire.share.memory import MemoryLog
+from wire.transact import MemoryTransactor, Outgoing
 
 GOOD: Callable[[str], EventType] = lambda job: EventType.SUCCEEDED  # noqa: E731
 BAD: Callable[[str], EventType] = lambda job: EventType.DEAD  # noqa: E731
@@ -109,6 +111,71 @@ class TestCanary:
         done = rig.runner(fresh, Pace(canary=3, canary_timeout_s=5)).run()
         assert (done.phase, done.moved, done.failed) == (Phase.HALTED, 3, 0)
         assert "have not ended within 5 s" in done.notes[-1].what
+
+    def test_where_none_was_sent_nothing_has_passed(self) -> None:
+        rig = Rig()
+        rig.log.create("orders", 1)
+        for _ in range(3):
+            rig.append("tape.dead.inference", b"k", b"{}", [("__dlq.errors.topic", b"orders")])
+        done = rig.runner(rig.plan().redrive.plan.id, Pace(canary=2)).run()
+        told = [note.what for note in done.notes]
+        assert "went on without a canary: the outcomes of the 2 moved are not followed" in told
+        assert not [what for what in told if "passed" in what]
+
+
+class Denying(MemoryTransactor):
+    """A broker whose access list keeps us out of some topics."""
+
+    def __init__(self, log: MemoryLog, name: str, denied: set[str]) -> None:
+        super().__init__(log, name)
+        self._denied = denied
+
+    def commit(self, records: Sequence[Outgoing], *more: Any, **others: Any) -> None:
+        if self._denied & {one.topic for one in records}:
+            raise AuthError("TopicAuthorizationFailed: AddPartitionsToTxnRequest", code="TAPE-4003")
+        super().commit(records, *more, **others)
+
+
+class TestDenied:
+    """A topic that we may not write to."""
+
+    def mixed(self, denied: set[str]) -> tuple[Rig, Runner]:
+        rig = Rig()
+        rig.log.create("secret", 1)
+        for number in range(4):
+            rig.bury(f"job-{number}")
+            rig.append("tape.dead.inference", b"k", b"{}", [("__dlq.errors.topic", b"secret")])
+        name = rig.plan().redrive.plan.id
+        desk = replace(rig.fresh(), transactor=lambda name: Denying(rig.log, name, denied))
+        return rig, rig.runner(name, desk=desk)
+
+    def test_its_letters_are_left_and_the_others_move_on(self) -> None:
+        rig, runner = self.mixed({"secret"})
+        done = runner.run()
+        assert (done.phase, done.moved, done.left) == (Phase.DONE, 4, 4)
+        assert set(runner.left.values()) == {
+            "TAPE-4003 TopicAuthorizationFailed: AddPartitionsToTxnRequest, for secret"
+        }
+        assert set(rig.moved().values()) == {1}
+        assert rig.plan().redrive.plan.letters == 4, "they wait for somebody who may"
+
+    def test_where_nothing_can_be_decided_it_stops_and_goes_on_later(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        denied: set[str] = set()
+        rig, runner = self.mixed(denied)
+
+        learn = runner._carrier.learn
+
+        def learned(lines: Any) -> None:
+            learn(lines)
+            denied.update({rig.names.letters, "secret", "tape.jobs.inference.bulk"})
+
+        monkeypatch.setattr(runner._carrier, "learn", learned)
+        with pytest.raises(AuthError):
+            runner.run()
+        assert rig.moved() == {}
+        denied.clear()
+        name = runner._kept.redrive.plan.id
+        assert rig.runner(name).run().moved == 8
 
 
 class TestTwoLettersOfOneJob:

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
 
 from schemas import codec
 from schemas.codec import Envelope, decode, dump, encode, parse, parse_object
 from schemas.errors import CODES, InvalidError
+from schemas.export import MESSAGES
 from schemas.job import Evaluation, Indexing, Inference, Job, Training
 from schemas.outcome import Succeeded
 
@@ -226,6 +228,12 @@ def test_the_place_of_a_syntax_error_is_told() -> None:
             "expires_at",
             "expires_at: Input should have timezone info",
         ),
+        (
+            Job,
+            {"params": {}, "not_before": "9999-12-31T23:59:59-14:00"},
+            "not_before",
+            "not_before: the date is not within the years 1 to 9999 in UTC",
+        ),
         (Training, {"base": "b", "data": "d", "stepz": 3}, "stepz", "stepz: Extra inputs are not permitted"),
         (
             Training,
@@ -301,3 +309,19 @@ def test_what_json_cannot_hold_is_refused_when_written(content: object) -> None:
 def test_types_of_events() -> None:
     assert codec.request_type("training") == "tape.request.training.v1"
     assert codec.event_type("queued") == "tape.event.queued.v1"
+
+
+DATES = [
+    (model, name)
+    for model in MESSAGES.values()
+    for name, field in model.model_fields.items()
+    if "datetime" in str(field.annotation).lower()
+]
+
+
+@pytest.mark.parametrize(("model", "field"), DATES)
+def test_no_message_holds_a_date_that_utc_does_not_have(model: type[BaseModel], field: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate({field: "9999-12-31T23:59:59-14:00"})
+    (told,) = [item["msg"] for item in caught.value.errors() if item["loc"] == (field,)]
+    assert told == "Value error, the date is not within the years 1 to 9999 in UTC"

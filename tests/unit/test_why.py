@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from producers.fleet import Blocker, Facts, Fleet, Place, Rate, Seen, Standing, diagnose
 from producers.fleet.facts import Turns
 from schemas.control import SILENT_S, BreakerState, Cancel
+from schemas.dead import Became, Fate
 from schemas.errors import CODES
 from schemas.event import Event, EventType, State
 from schemas.ids import uuid7
@@ -118,13 +119,15 @@ CASES: dict[str, tuple[Facts, Blocker, str]] = {
     ),
     "another's breaker": (queued(fleet=fleet(worker(), breakers=breaker("judge:x"))), Blocker.NEXT, "the next"),
     "refused to its only worker": (
-        queued(fleet=fleet(worker(), breakers=breaker("store@w-1"))), Blocker.BREAKER, "store@w-1 is away",
+        queued(fleet=fleet(worker(), breakers=breaker("store@w-1", fingerprint="TAPE-4002 refused"))), Blocker.BREAKER,
+        "store refuses the credentials of w-1 (TAPE-4002): 5 failures in a row; one job tries it again any moment.",
     ),
     "refused to another worker": (
         queued(fleet=fleet(worker(), worker("w-2"), breakers=breaker("store@w-2"))), Blocker.NEXT, "the next",
     ),
     "refused to its only worker, as it says": (
-        queued(fleet=fleet(worker(breakers={"store@w-1": BreakerState.OPEN}))), Blocker.BREAKER, "store@w-1 is away, s",
+        queued(fleet=fleet(worker(breakers={"store@w-1": BreakerState.OPEN}))), Blocker.BREAKER,
+        "store refuses the credentials of w-1, say the workers",
     ),
     "a suspect": (queued(place=place(past=Past(spent=1, hint=Hint.ALONE))), Blocker.SUSPECT, "It is a suspect"),
     "busy": (
@@ -170,6 +173,33 @@ def test_the_answer(name: str) -> None:
 def test_every_blocker_has_a_case() -> None:
     reserved = {Blocker.QUOTA}
     assert {blocker for _, blocker, _ in CASES.values()} == set(Blocker) - reserved
+
+
+class TestDiscarded:
+    """What stays dead because somebody said so."""
+
+    @staticmethod
+    def fate(at: float) -> Fate:
+        told = {"letter": "tape.dead.heavy/0/0", "job": "j", "kind": "heavy", "by": "eve@desk", "reason": "too old"}
+        return Fate(became=Became.DISCARDED, time=ago(at), **told)
+
+    def test_it_is_called_discarded(self) -> None:
+        answer = diagnose(queued(events=ended(Status.DEAD, "TAPE-1002"), fate=self.fate(1)))
+        assert answer.detail.endswith("It was discarded 1 s ago by eve@desk: too old.")
+        assert (answer.blocker, answer.facts["by"], answer.facts["reason"]) == (Blocker.ENDED, "eve@desk", "too old")
+        assert answer.next == ("tape dead show j", "tape dead discard j --undo --reason WHY")
+
+    def test_a_letter_that_came_after_it_waits(self) -> None:
+        answer = diagnose(queued(events=ended(Status.DEAD, "TAPE-1002"), fate=self.fate(50)))
+        assert "discarded" not in answer.detail
+        assert answer.next == ("tape dead show j", "tape dead redrive plan j")
+
+
+def test_of_several_workers_that_were_refused_all_are_told() -> None:
+    both = breaker("store@w-1", fingerprint="TAPE-4003 x") | breaker("store@w-2", fingerprint="TAPE-4003 x")
+    answer = diagnose(queued(fleet=fleet(worker(), worker("w-2"), breakers=both)))
+    assert answer.detail.startswith("store refuses the credentials of w-1 and of the others (TAPE-4003): ")
+    assert (answer.facts["code"], answer.facts["way out"]) == ("TAPE-4003", CODES["TAPE-4003"].hint)
 
 
 class TestEstimates:

@@ -9,6 +9,7 @@ from fleet_rig import Desk, ago, failure
 
 from producers.fleet import Blocker, Lookout, why
 from schemas import past
+from schemas.dead import Became, Fate
 from schemas.errors import InvalidError, NotFoundError
 from schemas.event import EventType, State
 from schemas.past import Hint, Past
@@ -21,7 +22,26 @@ def desk() -> Desk:
     return Desk()
 
 
+def decided(desk: Desk, job: str, became: Became, letter: str = "tape.dead.heavy/0/0") -> None:
+    fate = Fate(became=became, letter=letter, job=job, kind="heavy", by="eve@desk", time=desk.time)
+    value = fate.model_dump_json().encode()
+    desk.publisher.publish(desk.names.letters, key=letter.encode(), value=value).result()
+
+
 class TestGathering:
+    def test_a_letter_that_was_discarded_and_one_that_was_restored(self, desk: Desk) -> None:
+        desk.publisher.publish(desk.names.letters, key=b"pen x", value=b'{"job": "j"}').result()
+        for job in ("j", "k"):
+            desk.submit(job)
+            desk.tell(job, EventType.DEAD, failure=failure("TAPE-1002"))
+        assert "discarded" not in desk.why("j").detail
+        desk.time += timedelta(seconds=5)
+        decided(desk, "j", Became.DISCARDED)
+        assert "It was discarded 0 s ago by eve@desk." in desk.why("j").detail
+        assert "discarded" not in desk.why("k").detail
+        decided(desk, "j", Became.RESTORED)
+        assert "discarded" not in desk.why("j").detail
+
     def test_nobody_works(self, desk: Desk) -> None:
         desk.submit("j")
         answer = desk.why("j")
