@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -12,11 +13,16 @@ from schemas.ids import derived_id
 from schemas.model import Moment, Open
 from schemas.outcome import Failure, Outcome, Status
 from schemas.past import Past
+from schemas.topics import LETTER_LIMIT, PAST_ROOM
 
 HEADER = "tape-dead-"
 """Prefix of the headers that carry a `DeadLetter`; the original's own headers stay as they were."""
+CUT = HEADER + "cut"
+"""On a letter that could not hold its record: how many bytes that was."""
 DISPOSITION = "tape-disposition"
 """On a dead letter that was judged: is the job (`poison`), the world (`outage`) or nobody yet (`none`) to blame?"""
+_SHORT = 256
+"""Bytes of a header, and headers, that a letter holds in any case."""
 ORIGINAL = "tape-original"
 """On a redriven record whose payload was mended: TOPIC/PARTITION/OFFSET of the dead letter that holds the original."""
 
@@ -105,6 +111,21 @@ def buried(letter: DeadLetter, lane: str) -> Event:
         type=EventType.DEAD, job=letter.job, kind=letter.kind, lane=lane, time=letter.time, attempt=letter.attempts,
         worker=letter.worker, failure=letter.failure, outcome=outcome,
     )  # fmt: skip
+
+
+def fitting(
+    key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes | None]]
+) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]]]:
+    """Return what a dead letter holds of a record: all of it, or where that is too much, short headers and its size.
+
+    Kafka's limit is one of compressed bytes, so what comes out of a topic may be larger than what goes into another.
+    """
+    kept = list(headers)
+    size = len(key or b"") + len(value or b"") + sum(len(name) + len(raw or b"") for name, raw in kept)
+    if size <= LETTER_LIMIT - PAST_ROOM:
+        return key, value, kept
+    short = [(name, raw) for name, raw in kept if len(name) + len(raw or b"") <= _SHORT]
+    return key and key[:_SHORT], None, [*short[:_SHORT], (CUT, str(size).encode())]
 
 
 def dead_headers(letter: DeadLetter) -> list[tuple[str, bytes]]:

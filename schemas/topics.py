@@ -10,7 +10,9 @@ from schemas.job import PARAMS, Lane
 
 WEEK_MS = 7 * 24 * 3600 * 1000
 MESSAGE_LIMIT = 1_048_576
-"""Bytes of the largest request; larger inputs go through the store."""
+"""Bytes of the largest request: value, key and headers, before compression. Larger inputs go through the store."""
+LETTER_LIMIT = 2 << 20
+"""Bytes that a topic of dead letters takes at once."""
 PAST_ROOM = 64 << 10
 """Bytes that job and delay topics take beyond that, so that the largest request can be tried again with its past."""
 
@@ -121,7 +123,7 @@ def topics(names: Names, kinds: tuple[str, ...] = tuple(PARAMS), partitions: int
     }
     wanted = [Topic(names.jobs(kind, lane), partitions, forever) for kind in kinds for lane in Lane]
     wanted += [
-        Topic(names.dead(kind), max(1, partitions // 4), {"retention.ms": "-1", "max.message.bytes": str(2 << 20)})
+        Topic(names.dead(kind), max(1, partitions // 4), {"retention.ms": "-1", "max.message.bytes": str(LETTER_LIMIT)})
         for kind in (*kinds, UNKNOWN)
     ]
     # Their order is by time (schemas.delays), so their number of partitions is no setting.

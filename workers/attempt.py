@@ -15,8 +15,9 @@ from schemas.errors import InvalidError
 from schemas.ids import checked, derived_id
 from schemas.job import Job
 from schemas.model import within
-from schemas.past import ATTEMPT, FORMER, LIFE, LINE, Hint, Past
+from schemas.past import ATTEMPT, FORMER, LIFE, LINE, OWN, Hint, Past
 from schemas.past import read as read_past
+from schemas.topics import MESSAGE_LIMIT
 from workers.kinds import Kind
 from workers.policy import Policy, policy
 
@@ -164,6 +165,7 @@ def _safe(raw: bytes) -> str | None:
 
 def read(record: Record, kind: Kind, lane: str, now: datetime) -> Attempt:
     """Decode and validate a record. Raises `InvalidError` that names the header or field."""
+    _check_size(record)
     envelope = decode(record.value, record.headers)
     _check_type(envelope.type, kind.name)
     job = parse(Job, envelope.data)
@@ -180,6 +182,15 @@ def read(record: Record, kind: Kind, lane: str, now: datetime) -> Attempt:
         carrier=envelope.extensions,
         past=past,
     )
+
+
+def _check_size(record: Record) -> None:
+    """Refuse what could not be written again for a retry; what we added ourselves has its own room."""
+    own = sum(len(name) + len(raw or b"") for name, raw in record.headers if name not in OWN)
+    size = len(record.value or b"") + len(record.key or b"") + own
+    if size > MESSAGE_LIMIT:
+        told = f"the request is {size:,} bytes before compression, and {MESSAGE_LIMIT:,} are the most"
+        raise InvalidError(told, code="TAPE-1006", topic=record.topic)
 
 
 def _check_type(given: str, kind: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from schemas.codec import Header
-from schemas.dead import DeadLetter, buried, dead_headers
+from schemas.dead import DeadLetter, buried, dead_headers, fitting
 from schemas.delays import delayed
 from schemas.errors import ConflictError, InvalidError, JobError, TapeError
 from schemas.event import EVENT_OF, Event, EventType, end_id, written
@@ -342,9 +342,10 @@ class Settler:
         )  # fmt: skip
 
     def _dead(self, record: Record, letter: DeadLetter) -> Callable[[], Future[Sent]]:
-        headers = [*record.headers, *dead_headers(letter)]
+        key, value, kept = fitting(record.key, record.value, record.headers)
+        headers = [*kept, *dead_headers(letter)]
         topic = self._names.dead(letter.kind)
-        return lambda: self._send(topic, None, record.key, record.value, headers)
+        return lambda: self._send(topic, None, key, value, headers)
 
     def _tell(self, record: Record, event: Event, ack: AckType) -> None:
         self._confirm(record, lambda: self._publish(event), lambda: self._done(record, ack, event))

@@ -54,6 +54,8 @@ class Origin:
     time: datetime | None = None
     letter: DeadLetter | None = None
     line: str = ""
+    cut: int = 0
+    """Bytes of a record that was too large for its letter, which does not hold it."""
     wrong: str = ""
     """Why the place cannot be told, where a header says it in no way that its dialect has."""
 
@@ -76,7 +78,9 @@ def read(headers: Headers) -> Origin:
         for prefix, reader in _READERS.items():
             if name.startswith(prefix):
                 found = reader(headers)
-                return replace(found, line=_line(headers)) if found.dialect is Dialect.TICKERTAPE else found
+                if found.dialect is not Dialect.TICKERTAPE:
+                    return found
+                return replace(found, line=_line(headers), cut=_number(_last(headers, HEADER).get("cut")) or 0)
     return Origin(Dialect.UNKNOWN)
 
 

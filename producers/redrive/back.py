@@ -37,6 +37,9 @@ def back(letter: Letter, value: bytes | None, errand: Errand, *, mended: bool) -
     letter that holds the original. Records of other systems' topics get no event. Raises `InvalidError` (TAPE-1004)
     when nothing tells where the record came from, or what tells it names a topic that takes no requests.
     """
+    if letter.origin.cut and value is None:
+        told = f"{Skip.EMPTY}, which was {letter.origin.cut:,} bytes"
+        raise InvalidError(told, code="TAPE-1004", letter=str(letter.place))
     if letter.origin.wrong:
         raise InvalidError(letter.origin.wrong, code="TAPE-1004", letter=str(letter.place))
     if letter.origin.target is None:

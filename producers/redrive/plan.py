@@ -112,7 +112,7 @@ def judge(letter: Letter, wish: Wish) -> tuple[Skip | None, str | None]:
         (target is None, Skip.UNTOLD, None),
         (target is not None and letter.names.closed(target), Skip.CLOSED, target),
         (target not in wish.targets, Skip.TOPIC, target),
-        (value is None and letter.record.key is None, Skip.EMPTY, letter.origin.place),
+        (value is None and (letter.record.key is None or letter.origin.cut > 0), Skip.EMPTY, letter.origin.place),
     )
     found = next(((skip, detail) for holds, skip, detail in reasons if holds), None)
     return found or _mended(letter, wish)

@@ -290,3 +290,29 @@ def test_bad_records_become_dead_letters_byte_for_byte_and_good_jobs_go_on(fleet
     ended = Counter((event.job, event.type) for event in events if event.job in fleet.sent)
     assert ended == {(job, EventType.SUCCEEDED): 1 for job in fleet.sent}
     print(f"{len(sent)} bad records of {len(MAKERS) + len(RARE)} sorts, {len(fleet.sent)} good jobs between them")
+
+
+@pytest.mark.timeout(120)
+def test_what_was_compressed_and_is_larger_than_a_letter_wedges_nobody(fleet: Fleet) -> None:
+    crew = fleet.start("--slots", "2")
+    producer = KafkaProducer(
+        bootstrap_servers=fleet.settings.kafka_url, acks="all", max_request_size=20 << 20, compression_type="gzip"
+    )
+    topic = fleet.names.jobs("light", "bulk")
+    for size in (1_060_000, 9 << 20):
+        value = dumped(labels={"text": "x" * size})
+        producer.send(topic, key=b"bomb-%d" % size, value=value, headers=list(good("light").items())).get(30)
+    producer.close()
+    fleet.submit("good-1", "light", params={"do": "work"})
+
+    def over() -> bool:
+        return len({event.job for event in fleet.events() if event.outcome is not None}) >= 3
+
+    assert wait_until(over, deadline_s=60, every_s=0.5), fleet.logs()
+    assert not crew.said("not confirmed yet"), fleet.logs()
+    with KafkaFollower(fleet.settings).read(fleet.names.dead("light")) as feed:
+        found = {record.key: record for batch in feed for record in batch}
+    assert set(found) == {b"bomb-1060000", b"bomb-9437184"}
+    assert {dict(record.headers)[HEADER + "code"] for record in found.values()} == {b"TAPE-1006"}
+    assert len(found[b"bomb-1060000"].value or b"") > 1_060_000
+    assert found[b"bomb-9437184"].value is None
