@@ -161,7 +161,7 @@ class Training(Strict):
     @model_validator(mode="after")
     def _shares_its_batches(self) -> Self:
         if self.batch_size % self.devices:
-            raise ValueError("`batch_size` is shared by the `devices`: it must be a multiple of them")
+            raise wrong("batch_size", self.batch_size, "it is shared by the `devices`, and must be a multiple of them")
         return self
 
     @model_validator(mode="after")
