@@ -231,6 +231,7 @@ def test_a_job_that_ignores_its_cancellation_is_killed(runner: ChildRunner) -> N
 
 
 def test_a_job_that_talks_and_does_not_move_is_hung(runner: ChildRunner) -> None:
+    assert isinstance(run(runner, attempt()), Succeeded), "the process is there: its start is no part of what follows"
     verdict = run(runner, attempt("tread", size=2, seconds=0.2, stall_s=1.0))
     assert (failure(verdict).code, failure(verdict).failure) == ("TAPE-7004", FailureClass.TIMEOUT)
     assert failure(verdict).place["stall_s"] == 1.0
