@@ -203,7 +203,7 @@ def test_an_idle_worker_is_small_and_holds_no_torch(fleet: Fleet) -> None:
     (child,) = process.children()
     print(f"worker {resident:.1f} MB, idle child {child.memory_info().rss / 1e6:.1f} MB")
     assert not [path for path in mapped if "torch" in path or "numpy" in path]
-    assert resident < 80
+    assert resident < (90 if "coverage" in sys.modules else 80), "what counts lines has memory of its own"
 
 
 def test_a_dead_collector_neither_slows_nor_fails_jobs(fleet: Fleet) -> None:

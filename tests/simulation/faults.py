@@ -75,7 +75,8 @@ def _conclude(world: World, choose: random.Random) -> None:
     told = concluded([waiting], "enough", by="client", now=now, recorded={"say"})
     assert told is not None and told.outcome is not None
     dead = any(world.oracle.letters[at][1].job == name for at in world.letters())
-    events = [event for event in world.oracle.events if event.job == name and not dead]
+    sent_back = world.oracle.jobs[name].redriven and not dead  # else a client sees that it does not wait
+    events = [event for event in world.oracle.events if event.job == name and sent_back]
     with suppress(ConflictError):
         keep(world.store, told.outcome, events)
         if choose.random() < 0.8:  # else it dies in between

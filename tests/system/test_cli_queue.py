@@ -180,7 +180,6 @@ class TestCommands:
         assert found.code == 0, found.err
         job = found.rows[0]["job"]
         assert tape("jobs", cwd=tmp_path, **env).rows[0]["state"] == "queued"
-        assert tape("cancel", job, cwd=tmp_path, **env).rows[0]["asked"] is True
         worker.end(job, text="yes")
         watched = tape("watch", job, "--timeout", "20s", cwd=tmp_path, **env)
         assert [row["type"] for row in watched.rows] == ["queued", "succeeded"]
@@ -188,6 +187,16 @@ class TestCommands:
         assert (result.code, result.rows[0]["result"]) == (0, {"text": "yes"})
         rows = tape("trace", job, cwd=tmp_path, **env).rows
         assert rows[0]["name"] == "tape.submit"
+
+    def test_a_job_that_nobody_runs_is_cancelled_at_once(self, env: dict[str, str], tmp_path: Path) -> None:
+        job = tape("submit", "inference", "--params", json.dumps(PARAMS), cwd=tmp_path, **env).rows[0]["job"]
+        found = tape("cancel", job, "--reason", "enough", cwd=tmp_path, **env)
+        assert found.rows == [{"job": job, "state": "cancelled", "asked": True}]
+        result = tape("result", job, cwd=tmp_path, **env)
+        assert (result.code, result.rows[0]["status"]) == (6, "cancelled")
+        assert [row["type"] for row in tape("watch", job, "--timeout", "20s", cwd=tmp_path, **env).rows] == [
+            "queued", "cancelled",
+        ]  # fmt: skip
 
     def test_topics_and_doctor(self, env: dict[str, str], tmp_path: Path) -> None:
         extra = ("--kind", "translation")
