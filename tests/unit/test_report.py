@@ -295,6 +295,7 @@ def test_a_server_that_fails_costs_a_bounded_time_and_the_report_is_a_file(
     assert len(read_mlflow(tmp_path / "reports" / "mlflow" / "mlflow.db")) == 1
 
 
+@pytest.mark.slow
 def test_a_training_with_reports_makes_the_same_model(blank: Path, tmp_path: Path) -> None:
     store = Memory()
     store.put("rows.jsonl", "".join(
