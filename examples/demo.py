@@ -16,11 +16,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -352,12 +352,17 @@ def _near(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-if __name__ == "__main__":
+def end(run: Callable[[], int]) -> NoReturn:
+    """Run an example and exit; what goes wrong is told in a line."""
     try:
-        sys.exit(main())
+        sys.exit(run())
     except TapeError as error:
         OUT.print(f"{error}", markup=False)
         sys.exit(1)
     except KeyboardInterrupt:
         OUT.print("\ninterrupted; nothing is left running, and the same command takes up where it was")
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    end(main)

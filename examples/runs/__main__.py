@@ -28,11 +28,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from examples.demo import OUT, follow, services
+from examples.demo import OUT, end, follow, services
 from examples.runs import data
 from producers import Client
 from schemas.architecture import Architecture
-from schemas.errors import TapeError
 from schemas.job import Evaluation, Lora, Training
 from schemas.outcome import Outcome
 from wire import datasets
@@ -284,11 +283,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except TapeError as error:
-        OUT.print(f"{error}", markup=False)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        OUT.print("\ninterrupted; the same command takes up where it was")
-        sys.exit(130)
+    end(main)
