@@ -87,13 +87,13 @@ class Reader:
         self.intake.close()
 
 
-def until(told: Callable[[], bool], *readers: Reader) -> None:
+def until(told: Callable[[], bool], *readers: Reader, timeout_s: float = 0.1) -> None:
     """Poll in turn until it holds."""
     end = time.monotonic() + DEADLINE_S
     while not told():
         assert time.monotonic() < end, [(reader.values, reader.lost, reader.gained) for reader in readers]
         for reader in readers:
-            reader.poll()
+            reader.poll(timeout_s)
 
 
 def _memory() -> World:
@@ -280,3 +280,30 @@ def test_silence_of_a_member_in_memory_gives_its_partitions_to_the_others() -> N
         MemoryTransactor(log, "one").commit([], {("topic", 0): 0}, group=one.member(""))
     _, lost, gained = one.poll(0)
     assert (len(lost), len(gained)) == (2, 2), "it joins again"
+
+
+@pytest.mark.slow
+@pytest.mark.kafka
+def test_a_member_that_gives_up_its_partitions_joins_again_whatever_it_hears_meanwhile(settings: Settings) -> None:
+    """The metadata changes for a moment, and is as before when the member looks again (KAFKA-9815)."""
+    world = _kafka(settings)
+    reader = world.reader()
+    try:
+        coordinator = reader.intake._consumer._coordinator  # type: ignore[attr-defined]
+        known, prepare = {world.topic: set(range(PARTS))}, coordinator._on_join_prepare_async
+        until(lambda: coordinator._assignment_snapshot == known and coordinator.stable(), reader)
+        reader.lost.clear()
+        reader.gained.clear()
+
+        async def and_back(*args: object, **named: object) -> None:
+            await prepare(*args, **named)
+            coordinator._metadata_snapshot = known
+
+        coordinator._on_join_prepare_async = and_back
+        coordinator._metadata_snapshot = {world.topic: {0}}
+        until(lambda: reader.lost == [world.places], reader, timeout_s=0)
+        until(lambda: reader.gained == [world.places], reader)
+        world.write(b"after", partition=3)
+        until(lambda: reader.values == [b"after"], reader)
+    finally:
+        reader.close()

@@ -8,8 +8,9 @@ kafka-python, which may answer with offsets it asked for before a rebalance.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
@@ -89,6 +90,7 @@ class KafkaIntake:
             for each in opened:
                 each.close()
             raise mapped(error, url=self._url) from error
+        self._listener.on_leaving = self._consumer._coordinator.request_rejoin
         self._consumer.subscribe(topics=list(topics), listener=self._listener)
 
     def poll(self, timeout_s: float) -> tuple[list[Received], set[Place], set[Place]]:
@@ -170,22 +172,36 @@ class KafkaIntake:
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    """What was lost and gained since it was last asked.
+
+    A leader that sees another metadata than it shared out by gives up its partitions and joins again. kafka-python
+    3.0.12 forgets that half way when the metadata is as before by the next poll: it stays out of the group, silent for
+    ever (Java's client had this, KAFKA-9815). So whoever gives up its partitions asks for the join that follows.
+    """
+
     def __init__(self) -> None:
+        self._lock = threading.Lock()
+        """kafka-python calls from its own thread."""
         self._lost: set[Place] = set()
         self._gained: set[Place] = set()
+        self.on_leaving: Callable[[], None] = lambda: None
 
     def take(self) -> tuple[set[Place], set[Place]]:
-        lost, gained = self._lost, self._gained
-        self._lost, self._gained = set(), set()
+        with self._lock:
+            lost, gained = self._lost, self._gained
+            self._lost, self._gained = set(), set()
         return lost, gained
 
     def on_partitions_revoked(self, revoked: Any) -> None:
         places = {(place.topic, place.partition) for place in revoked}
-        self._lost |= places
-        self._gained -= places
+        with self._lock:
+            self._lost |= places
+            self._gained -= places
+        self.on_leaving()
 
     def on_partitions_lost(self, lost: Any) -> None:
         self.on_partitions_revoked(lost)
 
     def on_partitions_assigned(self, assigned: Any) -> None:
-        self._gained |= {(place.topic, place.partition) for place in assigned}
+        with self._lock:
+            self._gained |= {(place.topic, place.partition) for place in assigned}
