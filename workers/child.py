@@ -56,13 +56,16 @@ class Child:
                 self._kinds |= load([name])
 
     def serve(self) -> None:
-        """Run jobs until the parent closes the socket."""
+        """Run jobs until the parent closes the socket, or has closed it before it heard the verdict."""
         threading.Thread(target=self._receive, name="receive", daemon=True).start()
         self._send({"type": "ready"})
         while (message := self._jobs.get()) is not None:
             self._current = {"job": message["job"], "run": message["run"]}
             verdict = self._run(message)
-            self._send({"type": "verdict", "verdict": verdict.model_dump(mode="json")})
+            try:
+                self._send({"type": "verdict", "verdict": verdict.model_dump(mode="json")})
+            except OSError:
+                return  # whoever asked is gone
 
     def _receive(self) -> None:
         try:

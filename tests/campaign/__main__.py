@@ -21,10 +21,12 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from schemas.errors import TapeError
 from schemas.event import EVENT_OF, Event, EventType
 from schemas.ids import uuid7
 from schemas.topics import Names
@@ -185,7 +187,8 @@ class Campaign:
     def _turn(self, stage: Stage, *, again: bool) -> None:
         self._play([row for row in self.rows if row.number in BREAKERS], stage, again)
         if others := [row for row in self.rows if row.number not in BREAKERS]:
-            stage.broker("three")
+            with suppress(TapeError):  # a row that needs it asks again, on other ports
+                stage.broker("three")
             quiet = [row for row in others if row.quiet]
             beside = threading.Thread(target=self._play, args=(quiet, stage, again), daemon=True)
             beside.start()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -364,6 +367,24 @@ def test_a_parents_death_takes_its_child_along(tmp_path: Path) -> None:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
         assert wait_until(lambda: not running(pid), deadline_s=5)
+
+
+def test_a_child_that_nobody_listens_to_any_more_ends_without_a_word(settings: Settings, home: Path) -> None:
+    """A worker that is hurried lets go of a job that still runs; its child's log is read for other things."""
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "workers.child", str(theirs.fileno()), "trouble"]
+    env = os.environ | settings.environ()
+    with subprocess.Popen(command, pass_fds=(theirs.fileno(),), stderr=subprocess.PIPE, text=True, env=env) as child:
+        theirs.close()
+        talk = Connection(ours.detach())
+        made = ChildRunner("w1", settings)
+        talk.send_bytes(json.dumps(made._message(attempt("work", seconds=1.0), home)).encode())
+        kinds = [json.loads(talk.recv_bytes())["type"] for _ in range(2)]
+        assert kinds == ["ready", "progress"]
+        talk.close()
+        _, told = child.communicate(timeout=30)
+    assert child.returncode == 0
+    assert "Traceback" not in told
 
 
 def test_a_child_outlives_the_thread_that_waits_for_others(settings: Settings) -> None:
