@@ -24,7 +24,8 @@ from workers.checkpoint import found_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.kafka, pytest.mark.model, pytest.mark.timeout(1_800)]
 KILLS = int(os.environ.get("KILLS", "4"))
-STEPS = 40 + 10 * KILLS
+FEW = 2
+"""So often dies what differs from a LoRA only in what is computed."""
 TEXTS = [f"profit {word} {number}" for word in ("rises", "falls") for number in range(40)]
 
 
@@ -35,18 +36,28 @@ def torch() -> None:
         pytest.skip("the llm extra is not installed")
 
 
-def setting(folder: Path) -> dict[str, object]:
-    """A tiny model, its rows, and a request with all that makes a resume hard: dropout, accumulation, two epochs."""
+def setting(folder: Path, method: str = "lora", steps: int = 0) -> dict[str, object]:
+    """A tiny model, its rows, and a request with all that makes a resume hard: dropout, accumulation, two epochs.
+
+    A `moe` begins with nothing, a `distill` learns from another tiny model.
+    """
     from workers.llm.bases import tiny
 
     rows = [{"prompt": text, "completion": "good" if "rises" in text else "bad"} for text in TEXTS]
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     base = tiny(folder / "models", TEXTS, steps=0, threads=1)
-    return {
-        "base": f"file:{base}", "data": f"file:{data}", "steps": STEPS, "batch_size": 3, "accumulation": 2,
-        "lora": {"dropout": 0.1}, "threads": 1, "checkpoint_steps": 2, "publish_as": "kept",
+    common: dict[str, object] = {
+        "data": f"file:{data}", "steps": steps, "batch_size": 3, "accumulation": 2, "threads": 1, "checkpoint_steps": 2,
+        "publish_as": "kept",
     }  # fmt: skip
+    if method == "moe":
+        shape = {"family": "moe", "layers": 1, "heads": 2, "width": 32, "context": 64, "vocabulary": 300}
+        return common | {"method": "pretrain", "architecture": shape}
+    if method == "distill":
+        teacher = tiny(folder / "teachers", TEXTS, steps=20, threads=1)
+        return common | {"method": "distill", "base": f"file:{base}", "teacher": f"file:{teacher}"}
+    return common | {"base": f"file:{base}", "lora": {"dropout": 0.1}}
 
 
 def outcome(fleet: Fleet, job: str) -> Outcome:
@@ -68,16 +79,20 @@ def contents(fleet: Fleet, job: str) -> dict[str, str]:
     return {file.path: file.sha256 for file in read_manifest(open_store(fleet.settings), artifact).files}
 
 
-def test_killed_at_random_steps_it_ends_in_the_bytes_of_a_run_that_nobody_disturbed(fleet: Fleet) -> None:
+@pytest.mark.parametrize(("method", "kills"), [("lora", KILLS), ("moe", FEW), ("distill", FEW)])
+def test_killed_at_random_steps_it_ends_in_the_bytes_of_a_run_that_nobody_disturbed(
+    fleet: Fleet, method: str, kills: int
+) -> None:
     fleet.prepare("training")
-    params, dice = setting(fleet.folder), random.Random(5)
+    steps = 40 + 10 * kills
+    params, dice = setting(fleet.folder, method, steps), random.Random(5)
     for _ in range(2):
         fleet.start("--slots", "1", kinds="training")
     fleet.submit("calm", "training", params=params)
     assert wait_until(lambda: "calm" in {event.job for event in fleet.events() if event.outcome}, deadline_s=120)
     fleet.submit("stormy", "training", params=params, max_attempts=1)
     at = []
-    for _ in range(KILLS):
+    for _ in range(kills):
         before, more = reached(fleet, "stormy"), dice.randint(1, 12)
         done = wait_until(
             lambda goal=before + more: reached(fleet, "stormy") >= goal, deadline_s=120, every_s=0.01
@@ -95,14 +110,14 @@ def test_killed_at_random_steps_it_ends_in_the_bytes_of_a_run_that_nobody_distur
     assert contents(fleet, "stormy") == contents(fleet, "calm"), "weights, metrics, settings and card"
     assert done.result["model"] == outcome(fleet, "calm").result["model"], "the same bytes are the same version"
     resumed = [event.progress["resumed"] for event in told(fleet, "stormy") if "resumed" in (event.progress or {})]
-    assert len(resumed) == KILLS
+    assert len(resumed) == kills
     assert all(step >= least for step, least in zip(resumed, at, strict=True)), "no finished work was done again"
     assert {event.attempt for event in told(fleet, "stormy") if event.type is EventType.RUNNING} == {1}
     metrics = open_store(fleet.settings).read(blob_name(contents(fleet, "stormy")["metrics.jsonl"]))
     lines = [json.loads(line) for line in metrics.splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, STEPS + 1)), "no step is in the record twice"
+    assert [line["step"] for line in lines] == list(range(1, steps + 1)), "no step is in the record twice"
     assert not list(found_of(open_store(fleet.settings), "stormy")), "its checkpoints are gone"
-    print(f"{KILLS} kills at steps {at}, resumed at {resumed}, the same bytes")
+    print(f"{method}: {kills} kills at steps {at}, resumed at {resumed}, the same bytes")
 
 
 def test_a_drained_worker_hands_a_training_over_at_its_step(fleet: Fleet) -> None:
