@@ -196,7 +196,8 @@ def questions(run: Run) -> None:
             _, judged = run.job(
                 f"judge {name}, seed {seed}",
                 Evaluation(
-                    model=f"model:{trained.result['model']}",
+                    model="builtin:smollm2",
+                    adapter=trained.artifacts[0].uri,
                     data=f"{known}#test",
                     limit=limit,
                     max_new_tokens=tokens,
@@ -253,8 +254,8 @@ def _judged(run: Run, judged: Outcome) -> dict[str, Any]:
 def _compared(run: Run, judged: Outcome) -> dict[str, Any]:
     from workers.llm import score
 
-    paired = score.compare(_items(run, judged, "model"), _items(run, judged, "adapter"))
-    perplexity = [judged.result[part]["perplexity"]["value"] for part in ("model", "adapter")]
+    paired = score.compare(_items(run, judged, "base"), _items(run, judged, "adapter"))
+    perplexity = [judged.result[part]["perplexity"]["value"] for part in ("base", "adapter")]
     return {"n": paired.n, "before": paired.a.right, "after": paired.b.right, "p": paired.p, "perplexity": perplexity}
 
 
