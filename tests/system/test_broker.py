@@ -19,7 +19,7 @@ from schemas.errors import ConflictError, InvalidError, SetupError
 from wire.broker import NativeBroker, Runtime, resolve
 from wire.broker.jars import POM
 from wire.kafka import Link
-from wire.process import Process, alive, wait_until
+from wire.process import Process, alive, free_port, wait_until
 from wire.settings import Settings
 
 CACHE = Path(os.environ.get("TAPE_CACHE", "~/.cache/tickertape")).expanduser()
@@ -62,6 +62,25 @@ def test_it_starts_twice_stops_twice_and_keeps_its_address(tmp_path: Path) -> No
     broker.stop()
     assert (second.url, second.cluster) == (first.url, first.cluster)
     assert took < 6
+
+
+def test_it_moves_to_the_port_that_is_asked_for_and_not_while_it_runs(tmp_path: Path) -> None:
+    """The way out of a port in use is another one: also for a home that had that port."""
+    there, next_one = free_port(), free_port()
+    NativeBroker(tmp_path, CACHE, port=there).start(tie=True)
+    broker = NativeBroker(tmp_path, CACHE, port=next_one)
+    try:
+        with pytest.raises(ConflictError, match=f"runs already, on port {there}") as told:
+            broker.start(tie=True)
+        assert (told.value.code, told.value.hint) == ("TAPE-3003", "stop it first, or take another home")
+        broker.stop()
+        moved = broker.start(tie=True)
+        assert moved.url == f"127.0.0.1:{next_one}"
+        with Link(Settings(kafka_url=moved.url)) as link:
+            assert link.describe().id == moved.cluster
+        assert NativeBroker(tmp_path, CACHE).start(tie=True) == moved, "and stays there"
+    finally:
+        broker.stop()
 
 
 def test_it_survives_a_crash_with_what_was_written(tmp_path: Path) -> None:

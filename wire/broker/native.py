@@ -68,8 +68,8 @@ class NativeBroker:
     ) -> None:
         """Describe the broker; nothing is touched yet.
 
-        `port` is where the first start must listen (in use: TAPE-3003); without it 9092 is taken if free. `extra`
-        are further properties of the broker.
+        `port` is where it must listen (in use, or running on another: TAPE-3003); without it 9092 is taken if free,
+        and the same again later. `extra` are further properties of the broker.
         """
         self.folder = home.absolute() / "kafka"
         self.cache = cache
@@ -193,10 +193,18 @@ class NativeBroker:
                 hint="use another home, or remove the folder if its records are not needed",
             )
         if any(node.process() is not None for node in nodes):
+            if self.port not in (None, nodes[0].ports.client):
+                raise ConflictError(
+                    f"the broker of this home runs already, on port {nodes[0].ports.client}",
+                    code="TAPE-3003", port=self.port, hint="stop it first, or take another home",
+                )  # fmt: skip
             return cluster, nodes
-        for node in nodes:  # clients know the addresses, so they stay; the inner ones may move
-            self._ports_free(node.ports.client)
-        fresh = [self._place(node.id, _inner(node.ports)) for node in nodes]
+        fresh = []
+        for node in nodes:  # clients know the addresses, so they stay unless others are asked for; the inner ones move
+            client = node.ports.client if self.port is None else self.port + node.id - 1
+            self._ports_free(client)
+            ports = Ports(client, free_port(node.ports.internal), free_port(node.ports.controller))
+            fresh.append(self._place(node.id, ports))
         return self._save(cluster, fresh)
 
     def _numbers(self) -> range:
@@ -299,10 +307,6 @@ class NativeBroker:
             for node in nodes:
                 node.stop(grace_s=30)
         return archive
-
-
-def _inner(ports: Ports) -> Ports:
-    return Ports(ports.client, free_port(ports.internal), free_port(ports.controller))
 
 
 def _not_started(node: Node) -> SetupError:
