@@ -94,6 +94,8 @@ class Breakers:
         self._me, self._now, self._publish = worker, now, publish
         self._clock, self._chance, self._rules = clock, chance, rules or Rules()
         self._circuits: dict[str, Circuit] = {}
+        self._claimed_for: dict[str, frozenset[str]] = {}
+        """All that the jobs need for which a probe was claimed last."""
         self._lock = threading.Lock()
         self._born = clock()
 
@@ -110,11 +112,7 @@ class Breakers:
         refused = failure is not None and failure.code in REFUSED
         self._judge(job, mine if refused else dependency, failure)
         if refused:
-            with self._lock:
-                before = self._circuits.get(dependency, FRESH)
-                found = hand_on(before, job, me=self._me, now=self._clock(), rules=self._rules)
-                self._circuits[dependency] = found[0]
-            self._say(dependency, found)
+            self._hand_on(dependency, job, "its credentials were refused: another worker tries")
 
     def _judge(self, job: str, dependency: str, failure: Failure | None) -> None:
         circuits = self._circuits
@@ -148,7 +146,8 @@ class Breakers:
     def allowed(self, dependencies: Iterable[str]) -> Answer:
         """Say whether jobs that need these dependencies may be taken now; claims the probe where one is due."""
         circuits = self._circuits
-        names = {name for one in dependencies for name in (one, private(one, self._me))}
+        whole = frozenset(dependencies)
+        names = {name for one in whole for name in (one, private(one, self._me))}
         known = (name for name in names if not circuits.get(name, FRESH).quiet)
         asked = sorted(known, key=lambda name: ("@" not in name, name))  # its own trouble first
         probes: list[str] = []
@@ -156,6 +155,7 @@ class Breakers:
         for name in asked:
             circuit, wait, order = ask(circuits.get(name, FRESH), me=self._me, now=self._clock(), rules=self._rules)
             if wait > 0 and order is None:
+                self._let_go(whole, name)
                 return self._paused(name, circuit, wait)
         # In one order everywhere, the next only when the last is held: two workers never wait for each other's claim.
         for name in asked:
@@ -164,11 +164,22 @@ class Breakers:
                 circuit, wait, order = ask(before, me=self._me, now=self._clock(), rules=self._rules)
                 circuits[name] = circuit
             self._say(name, (circuit, order))
+            if order is not None:
+                self._claimed_for[name] = whole
             if wait > 0:
                 return self._paused(name, circuit, wait)
             if circuit.state is BreakerState.HALF_OPEN:
                 probes.append(name)
         return Probe(tuple(probes)) if probes else Allowed()
+
+    def _let_go(self, whole: frozenset[str], away: str) -> None:
+        """Hand on what was claimed for jobs that need all of this, where one of it is away: they cannot probe it."""
+        if self._clock() - self._circuits.get(away, FRESH).asked < self._rules.answer_s:
+            return  # not away: a step of our own is on its way
+        for name in whole - {away}:
+            circuit = self._circuits.get(name, FRESH)
+            if self._claimed_for.get(name) == whole and self._clock() - circuit.asked >= self._rules.answer_s:
+                self._hand_on(name, None, f"{away} is away for its holder: another worker tries")
 
     def _paused(self, name: str, circuit: Circuit, wait: float) -> Paused:
         reason = circuit.said.reason if circuit.said else "it is opening"
@@ -213,6 +224,13 @@ class Breakers:
     def _holds(self, circuit: Circuit) -> bool:
         mine = circuit.state is BreakerState.HALF_OPEN and circuit.holder == self._me
         return mine and self._clock() < circuit.until and self._clock() - circuit.asked >= self._rules.answer_s
+
+    def _hand_on(self, dependency: str, job: str | None, reason: str) -> None:
+        with self._lock:
+            before = self._circuits.get(dependency, FRESH)
+            found = hand_on(before, job, reason, me=self._me, now=self._clock(), rules=self._rules)
+            self._circuits[dependency] = found[0]
+        self._say(dependency, found)
 
     def _give_back(self, job: str, dependency: str) -> None:
         with self._lock:

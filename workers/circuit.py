@@ -114,12 +114,11 @@ def report(
     return replace(circuit, asked=now), order
 
 
-def hand_on(circuit: Circuit, job: str, *, me: str, now: float, rules: Rules) -> Step:
-    """Let another worker try: the probe did not come so far that it could tell how the dependency is."""
+def hand_on(circuit: Circuit, job: str | None, reason: str, *, me: str, now: float, rules: Rules) -> Step:
+    """Let another worker try: the probe `job` could not tell how the dependency is, or there can be none (None)."""
     if circuit.state is not BreakerState.HALF_OPEN or circuit.holder != me or circuit.probe != job:
         return circuit, None
-    order = Order(BreakerState.OPEN, rules.next_s, circuit.opened, "its credentials were refused: another worker tries")
-    return replace(circuit, asked=now), order
+    return replace(circuit, asked=now), Order(BreakerState.OPEN, rules.next_s, circuit.opened, reason)
 
 
 def _well(circuit: Circuit, now: float, rules: Rules) -> Circuit:

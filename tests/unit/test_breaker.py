@@ -116,6 +116,42 @@ def test_a_probe_that_is_refused_is_handed_on() -> None:
     assert other.breakers.allowed(["store"]) == Probe(("store",))
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_whose_jobs_need_something_else_that_is_away_keeps_nobody_from_the_probe(seed: int) -> None:
+    """One worker's jobs need a judge besides the store, the other's the store alone; the judge stays away."""
+    fleet = Fleet()
+    dice = random.Random(seed)
+    both, plain = dice.sample(fleet.members, 2)
+    for name in dice.sample(["judge", "store"], 2):
+        fleet.outage(name)
+    waited = 0.0
+    while fleet.states() != {CLOSED}:
+        for member, needs in ((both, ["judge", "store"]), (plain, ["store"])):
+            if isinstance(answer := member.breakers.allowed(needs), Probe) and member.breakers.take(answer, "p"):
+                if "judge" in needs:
+                    member.breakers.report("p", "judge", away())
+                else:
+                    member.breakers.report("p", "store", None)
+                member.breakers.ended("p")
+        fleet.settle()
+        fleet.time += 0.5
+        waited += 0.5
+        assert waited < 60, "the claim of whom cannot use it runs out after two minutes"
+
+
+def test_a_claim_for_some_jobs_is_not_given_up_for_others_of_the_same_worker() -> None:
+    fleet = Fleet()
+    one = fleet.members[0]
+    fleet.outage("store")
+    fleet.time += RULES.base_s + RULES.spread_s
+    one.breakers.allowed(["store"])
+    fleet.settle()
+    fleet.outage("judge")
+    fleet.time += RULES.answer_s
+    assert isinstance(one.breakers.allowed(["judge", "store"]), Paused)
+    assert one.breakers.allowed(["store"]) == Probe(("store",))
+
+
 def test_it_tries_its_credentials_again_with_one_job() -> None:
     fleet = Fleet()
     one = fleet.members[0].breakers
