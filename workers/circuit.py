@@ -27,7 +27,7 @@ class Rules:
 
     streak: int = 5
     jobs: int = 3
-    window_s: float = 60.0
+    window_s: float = 120.0
     share: float = 0.5
     base_s: float = 5.0
     factor: float = 2.0

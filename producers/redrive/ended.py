@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from producers.dead.desk import SLACK, Desk
+from producers.dead.desk import Desk
 from schemas.errors import NotFoundError
 from schemas.event import FINAL, STATE_OF, Event, State
 
-LOOK_S = 2.0
-"""Seconds that a plan spends on events: what is not found in them, a worker finds in the store, if its kind is kept."""
+SLACK = timedelta(minutes=5)
+"""How far the clocks of workers may be behind that of the broker."""
 
 
 def ended(desk: Desk, jobs: Mapping[str, datetime]) -> dict[str, str]:
-    """Return how those of these jobs ended that did after the moment given for each."""
+    """Return how those of these jobs ended that did after the moment given for each.
+
+    Every event since the first of them is looked at, however many there are: a job that is missed here, and of which
+    nothing is kept in the store, would run again.
+    """
     found: dict[str, str] = {}
     if not jobs:
         return found
-    until = time.monotonic() + LOOK_S
     try:
         feed = desk.follower.read(desk.names.events, since=min(jobs.values()) - SLACK)
     except NotFoundError:
@@ -39,6 +41,4 @@ def ended(desk: Desk, jobs: Mapping[str, datetime]) -> dict[str, str]:
                     found.pop(event.job, None)
                 elif state in FINAL and event.time > died:
                     found[event.job] = State(state).value
-            if time.monotonic() > until:
-                break
     return found

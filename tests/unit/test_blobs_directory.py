@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,10 +19,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 import wire
 from schemas.errors import AuthError, ConflictError, InvalidError, JobError, NotFoundError, UnavailableError
-from wire.blobs import directory
+from wire.blobs import directory, open_store
 from wire.blobs.directory import Directory
 from wire.blobs.memory import Memory
 from wire.blobs.port import ABSENT, Blobs
+from wire.settings import Settings
 
 KILLED = """
 import sys, threading
@@ -318,3 +320,45 @@ def test_directory_and_memory_are_twins(tmp_path: Path) -> None:
     machine = type("RootedTwins", (Twins,), {"root": tmp_path}).TestCase
     machine.settings = settings(max_examples=15, stateful_step_count=15, deadline=None)
     machine("runTest").debug()
+
+
+def test_a_store_that_is_away_is_an_outage_and_never_begun_anew(tmp_path: Path) -> None:
+    """An empty store in the place of an unmounted one would know of no outcome, and let jobs run again."""
+    held = Settings(home=tmp_path / "home", store_url=f"dir:{tmp_path / 'store'}")
+    store = open_store(held)
+    store.put("runs/j/outcome.json", b"{}")
+    (tmp_path / "store").rename(tmp_path / "elsewhere")
+    calls: list[Callable[[], object]] = [
+        lambda: store.read("runs/j/outcome.json"),
+        lambda: store.stat("runs/k/outcome.json"),
+        lambda: list(store.list("runs/")),
+        lambda: store.put("x", b"1"),
+        lambda: store.delete("runs/j/outcome.json"),
+        lambda: open_store(held),
+    ]
+    for call in calls:
+        with pytest.raises(UnavailableError) as caught:
+            call()
+        assert caught.value.code == "TAPE-5002"
+        assert not (tmp_path / "store").exists(), "nothing was put in its place"
+    with pytest.raises(UnavailableError, match="there is no store any more") as caught:
+        open_store(held)
+    (tmp_path / "elsewhere").rename(tmp_path / "store")
+    assert store.read("runs/j/outcome.json") == open_store(held).read("runs/j/outcome.json") == b"{}"
+
+    (tmp_path / "store").rename(tmp_path / "elsewhere")
+    [note] = (tmp_path / "home" / "stores").iterdir()
+    assert str(note) in (caught.value.hint or ""), "the way out"
+    note.unlink()
+    assert list(open_store(held).list()) == []
+
+
+def test_a_store_whose_place_something_else_takes_is_no_fault_of_a_job(tmp_path: Path) -> None:
+    held = Settings(home=tmp_path / "home", store_url=f"dir:{tmp_path / 'store'}")
+    store = open_store(held)
+    (tmp_path / "store").rename(tmp_path / "elsewhere")
+    (tmp_path / "store").touch()
+    for call in (lambda: store.put("x", b"1"), lambda: store.read("x"), lambda: open_store(held)):
+        with pytest.raises(UnavailableError) as caught:
+            call()
+        assert caught.value.code == "TAPE-5002"

@@ -39,7 +39,7 @@ def test_three_jobs_that_fail_alike_open_it_for_the_whole_fleet() -> None:
     fleet.settle()
     assert fleet.states() == {OPEN}
     (message,) = fleet.log.records
-    assert (message.epoch, message.opened, message.reason) == (1, 1, "3 jobs failed alike within 60 s")
+    assert (message.epoch, message.opened, message.reason) == (1, 1, "3 jobs failed alike within 120 s")
     for member in fleet.members:
         answer = member.breakers.allowed(["models", "store"])
         assert isinstance(answer, Paused)
@@ -179,7 +179,7 @@ def test_jobs_that_kill_their_processes_in_different_ways_stop_no_neighbour() ->
     assert fleet.log.records == []
     for job in ("j3", "j4"):
         one.report(job, "kind:heavy", failed(FailureClass.CRASHED, "killed by signal 11"))
-    assert [message.reason for message in fleet.log.records] == ["3 jobs failed alike within 60 s"]
+    assert [message.reason for message in fleet.log.records] == ["3 jobs failed alike within 120 s"]
 
 
 def test_rare_failures_among_many_successes_open_nothing() -> None:

@@ -1,12 +1,14 @@
 """From an address in the settings to a store.
 
-dir:PATH                         a directory, made if need be
+dir:PATH                         a directory, made if need be, and never again: a store that is away is not made anew
 s3+http://host:port/bucket       a bucket, objects at its root
 s3+https://host/bucket/prefix    a bucket, objects under a prefix
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -32,7 +34,9 @@ def open_store(settings: Settings, *, create_bucket: bool = True) -> Blobs:
 
         if not rest:
             raise _bad_address("dir: names no path")
-        return Traced(Directory(Path(rest).expanduser()))
+        root = Path(rest).expanduser().absolute()
+        note = settings.home / "stores" / hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
+        return Traced(Directory(root, note=note))
     from wire.blobs.s3 import S3  # `minio` costs memory and time that a directory store must not
 
     host, bucket, prefix, secure = _parse(settings.store_url)

@@ -48,16 +48,26 @@ DAY_S = 86_400.0
 class Directory(Blobs):
     """A store in a directory of a POSIX file system."""
 
-    def __init__(self, root: Path) -> None:
-        """Open the store at `root`, made if need be; what writers that died left in `tmp` a day ago is removed."""
+    def __init__(self, root: Path, *, note: Path | None = None) -> None:
+        """Open the store at `root`, made if need be; what writers that died left in `tmp` a day ago is removed.
+
+        `note` is a file elsewhere that is left to say that there is a store at `root`. Where it says so and there is
+        none, its volume is away: an empty one in its place would know nothing of what has ended, so this raises
+        `UnavailableError` (TAPE-5002).
+        """
         self.root = root.absolute()
-        self._objects, self._data, self._tmp, self._locks = (
+        self._objects, self._data, self._tmp, self._locks = self._parts = tuple(
             self.root / part for part in ("objects", "data", "tmp", "locks")
         )
+        if note is not None and note.exists() and not self._objects.is_dir():
+            raise self._away(f"bring its volume back; if it is to begin empty, delete {note} first")
         with _edge(str(self.root)):
-            for folder in (self._objects, self._data, self._tmp, self._locks):
+            for folder in self._parts:
                 _make(folder)
             _remove_old(self._tmp.iterdir(), before=time.time() - DAY_S)
+            if note is not None and not note.exists():
+                note.parent.mkdir(parents=True, exist_ok=True)
+                note.write_text(f"{self.root}\n")
 
     def put(
         self,
@@ -69,7 +79,7 @@ class Directory(Blobs):
         expect: str | None = None,
     ) -> Blob:
         link = self._objects / check_name(name)
-        with opened(source) as stream, _edge(name), self._written(stream) as (temporary, found, size):
+        with opened(source) as stream, self._edge(name), self._written(stream) as (temporary, found, size):
             check_conditional(name, size, expect)
             if sha256 not in (None, found):
                 raise corrupt(name, "the content is not what was announced", sha256=sha256)
@@ -85,7 +95,7 @@ class Directory(Blobs):
 
     def get(self, name: str, *, sha256: str | None = None) -> Reader:
         link = self._objects / check_name(name)
-        with _edge(name):
+        with self._edge(name):
             target, file = self._open(link, name)
             return Reader(file, Blob(name, os.fstat(file.fileno()).st_size, _sha256(target), _etag(target)), sha256)
 
@@ -95,6 +105,7 @@ class Directory(Blobs):
 
     def list(self, prefix: str = "") -> Iterator[Blob]:
         check_prefix(prefix)
+        self._present()
         folder = self._objects / prefix.rpartition("/")[0]
         for name in self._walk(folder, prefix):
             with suppress(TapeError):  # deleted since it was listed
@@ -102,7 +113,7 @@ class Directory(Blobs):
 
     def delete(self, name: str) -> None:
         link = self._objects / check_name(name)
-        with _edge(name), self._locked(name):
+        with self._edge(name), self._locked(name):
             target = self._target_or_none(link)
             if target is None:
                 return
@@ -179,6 +190,7 @@ class Directory(Blobs):
             if again == target:
                 raise corrupt(name, "its data is gone", file=str(target))
             target = again  # replaced between the two looks
+        self._present()
         raise missing(name)
 
     def _target_or_none(self, link: Path) -> Path | None:
@@ -198,6 +210,24 @@ class Directory(Blobs):
                 yield from self._walk(Path(entry.path), prefix)
             elif entry.is_symlink() and name.startswith(prefix):
                 yield name
+
+    @contextmanager
+    def _edge(self, name: str) -> Iterator[None]:
+        try:
+            with _edge(name):
+                yield
+        except InvalidError:
+            self._present()  # it is a name's fault only in a store that is whole
+            raise
+
+    def _present(self) -> None:
+        if not all(part.is_dir() for part in self._parts):
+            raise self._away("bring its volume back")
+
+    def _away(self, hint: str) -> UnavailableError:
+        return UnavailableError(
+            f"there is no store any more at {self.root}", code="TAPE-5002", file=str(self.root), hint=hint
+        )
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:

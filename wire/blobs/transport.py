@@ -18,7 +18,8 @@ BUSY = frozenset({429, 500, 502, 503, 504})
 ATTEMPTS = 5
 BUDGET_S = 6.0
 CONNECT_S = 2.0
-READ_S = 60.0
+READ_S = 30.0
+"""A store that is silent for so long hangs: three jobs that find that out open its breaker within its window."""
 
 
 class Transport(urllib3.PoolManager):
