@@ -50,9 +50,9 @@ class Pause(Open):
     time: Moment
 
     @property
-    def told(self) -> str:
-        """Who paused the job, and why, as the end of a sentence."""
-        return f"paused by {self.who or 'somebody'}" + (f": {self.reason}" if self.reason else "")
+    def by(self) -> str:
+        """Who paused the job, and why."""
+        return (self.who or "somebody") + (f" ({self.reason})" if self.reason else "")
 
 
 class Resume(Open):

@@ -150,8 +150,8 @@ class Admission:
             delay = max(delay, (begin - now).total_seconds())
         delay = _in_time(attempt, now, delay)
         told = ConflictError(
-            pause.told, code="TAPE-3011", hint=f"`tape resume {attempt.id}` lets it go on", who=pause.who or None,
-            since=pause.time.isoformat(),
+            f"paused by {pause.by}", code="TAPE-3011", hint=f"`tape resume {attempt.id}` lets it go on",
+            who=pause.who or None, since=pause.time.isoformat(),
         )  # fmt: skip
         self._settler.again(attempt, past.rested(delay), EventType.POSTPONED, delay_s=delay, failure=Failure.of(told))
 

@@ -30,12 +30,12 @@ def test_control_messages_are_told_apart_by_their_action() -> None:
     assert read(b'{"action": 7}') is None
 
 
-@pytest.mark.parametrize(("given", "told"), [
-    ({}, "paused by somebody"), ({"who": "me@desk"}, "paused by me@desk"),
-    ({"who": "me@desk", "reason": "the market closes"}, "paused by me@desk: the market closes"),
+@pytest.mark.parametrize(("given", "by"), [
+    ({}, "somebody"), ({"who": "me@desk"}, "me@desk"), ({"reason": "lunch"}, "somebody (lunch)"),
+    ({"who": "me@desk", "reason": "the market closes"}, "me@desk (the market closes)"),
 ])  # fmt: skip
-def test_a_pause_tells_who_and_why(given: dict[str, str], told: str) -> None:
-    assert Pause(job="j", time=NOW, **given).told == told  # type: ignore[arg-type]
+def test_a_pause_tells_who_and_why(given: dict[str, str], by: str) -> None:
+    assert Pause(job="j", time=NOW, **given).by == by  # type: ignore[arg-type]
 
 
 def test_a_pause_is_taken_for_no_jobs_cancellation() -> None:

@@ -61,7 +61,7 @@ def test_a_paused_job_is_not_run_until_it_is_resumed(isolation: Any) -> None:
     (told,) = bench.events()
     assert (told.type, told.attempt) == (EventType.POSTPONED, 1)
     assert told.failure is not None
-    assert (told.failure.code, told.failure.message) == ("TAPE-3011", "paused by me@desk: lunch")
+    assert (told.failure.code, told.failure.message) == ("TAPE-3011", "paused by me@desk (lunch)")
     assert "tape resume job-1" in told.failure.hint
     assert told.failure.place == {"who": "me@desk", "since": START.isoformat()}
     (waits,) = bench.waiting()
