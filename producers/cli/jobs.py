@@ -50,8 +50,10 @@ def watch(context: typer.Context, job: Job, since: Since = None, timeout: Timeou
 
 def _printed(shell: Shell, handle: JobHandle, limit: float | None) -> Event | None:
     last: Event | None = None
-    for last in handle.watch(limit):
-        shell.output.line(last.model_dump(mode="json", exclude_none=True), describe(last))
+    for event in handle.watch(limit):
+        if not (shell.output.table and _again(last, event)):
+            shell.output.line(event.model_dump(mode="json", exclude_none=True), describe(event))
+        last = event
     return last
 
 
@@ -61,9 +63,16 @@ def _drawn(shell: Shell, handle: JobHandle, limit: float | None) -> Event | None
 
     course, last = Course(), None
     with screen(shell.output.console()) as draw:
-        for last in handle.watch(limit):
-            draw("" if course.take(last.progress) else describe(last), course)
+        for event in handle.watch(limit):
+            draw("" if course.take(event.progress) or _again(last, event) else describe(event), course)
+            last = event
     return last
+
+
+def _again(before: Event | None, event: Event) -> bool:
+    """Whether a worker has only looked at a paused job once more."""
+    rests = event.failure is not None and event.failure.code == "TAPE-3011"
+    return rests and before is not None and before.failure == event.failure
 
 
 def result(

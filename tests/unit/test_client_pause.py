@@ -167,6 +167,20 @@ class TestCommands:
         found = tape(command, "no/id", submitted(tape))
         assert (found.code, len(found.rows)) == (Exit.PARTLY, 1)
 
+    def test_looks_at_a_paused_job_are_one_line_for_people_and_all_there_for_programs(
+        self, tape: Tape, ports: MemoryPorts
+    ) -> None:
+        job = submitted(tape)
+        ports.tell(event(job, EventType.RUNNING, attempt=1))
+        for _ in range(4):
+            rest(ports, job)
+        ports.tell(event(job, EventType.RUNNING, attempt=1))
+        rest(ports, job)
+        ended(ports, job)
+        shown = [line.split()[1] for line in tape("watch", job, "--output", "table").out.splitlines()]
+        assert shown == ["queued", "running", "postponed", "running", "postponed", "succeeded"]
+        assert len(tape("watch", job).rows) == 9
+
     def test_who_asks_for_its_result_is_told(self, tape: Tape, ports: MemoryPorts) -> None:
         job = submitted(tape)
         tape("pause", job, "--reason", "lunch")
