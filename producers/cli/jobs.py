@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -232,9 +233,11 @@ def _cancel(shell: Shell, client: Client, job: str, reason: str) -> None:
 
 
 def _paused(client: Client, job: str, state: State | None) -> str:
-    """Who paused the job, in words; "" where it does not wait for that."""
-    pause = client.paused(job) if state == "postponed" else None
-    return f"paused by {pause.by}" if pause else ""
+    """Who paused the job, in words; "" where it does not wait for that, or nobody can tell."""
+    with suppress(TapeError):
+        if state == "postponed" and (pause := client.paused(job)) is not None:
+            return f"paused by {pause.by}"
+    return ""
 
 
 def _missing(job: str) -> NotFoundError:

@@ -15,7 +15,7 @@ from producers import AsyncClient, Client
 from producers.cli.exits import Exit
 from producers.memory import MemoryPorts
 from schemas.control import Control, Pause, Resume, read
-from schemas.errors import InvalidError, UnavailableError
+from schemas.errors import InvalidError, NotFoundError, UnavailableError
 from schemas.event import EventType, State
 from schemas.ids import uuid7
 from schemas.outcome import Failure, Status
@@ -181,7 +181,12 @@ class TestCommands:
         assert shown == ["queued", "running", "postponed", "running", "postponed", "succeeded"]
         assert len(tape("watch", job).rows) == 9
 
-    def test_who_asks_for_its_result_is_told(self, tape: Tape, ports: MemoryPorts) -> None:
+    def test_who_asks_for_its_result_is_told(
+        self, tape: Tape, ports: MemoryPorts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def away(*_: object) -> None:
+            raise NotFoundError("no such topic", code="TAPE-2004")
+
         job = submitted(tape)
         tape("pause", job, "--reason", "lunch")
         rest(ports, job)
@@ -191,6 +196,9 @@ class TestCommands:
             found = tape(*argv)
             assert (found.code, f"`tape resume {job}` lets it go on" in found.err) == (Exit.TIMEOUT, True)
         assert tape("jobs").row["code"] == "TAPE-3011"
+        with monkeypatch.context() as patch:
+            patch.setattr(Client, "paused", away)
+            assert "the job is postponed" in tape("result", job).err
         tape("resume", job)
         assert "the job is postponed" in tape("result", job).err
         ports.tell(end(job))
