@@ -145,6 +145,9 @@ class Executor:
         )
 
     def _run(self, attempt: Attempt, runner: Runner, halt: Halt) -> Verdict:
+        halt.pause = self._signals.paused(attempt.id)
+        if halt.pause is not None:  # paused while its claim was waited for
+            return Cancelled()
         if attempt.kind.recorded:
             self._settler.announce(attempt, EventType.RUNNING)
             _LOG.info("job started", job=attempt.id, kind=attempt.kind.name, attempt=attempt.number)

@@ -96,7 +96,6 @@ class Hand:
         )  # fmt: skip
         self._read = 0
         self._asked: set[str] = set()
-        self._waits: set[str] = set()
         self.listen()
 
     def _member(self, kind: str) -> Holder:
@@ -121,7 +120,7 @@ class Hand:
         job.runs += 1
         if context.job in self._asked:
             self.world.oracle.wrong.append(f"{context.job} ran on {self.name}, which knew that it was cancelled")
-        if context.job in self._waits:
+        if self.desk.control.paused(context.job):
             self.world.oracle.wrong.append(f"{context.job} ran on {self.name}, which knew that it was paused")
         way = params.text
         if self.meet("run"):
@@ -175,9 +174,8 @@ class Hand:
             if pool.queue:
                 self.busy = True
                 try:
-                    # Known before it began: what is said while it runs is another matter.
+                    # Known before it began: a cancellation that comes while it runs is another matter.
                     self._asked = set(self.desk.control._reasons)
-                    self._waits = set(self.desk.control._pauses)
                     self.desk.executor.execute(pool.queue.popleft(), self.desk.runner)
                 finally:
                     self.busy = False

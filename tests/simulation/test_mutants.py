@@ -21,7 +21,7 @@ from workers.claim import Claims
 from workers.control import Controls
 from workers.delay.heads import Heads
 from workers.delay.mover import Mover
-from workers.execute import Executor, Halt
+from workers.execute import Executor
 from workers.settle import Settler
 
 SCHEDULES = 1_000
@@ -116,21 +116,12 @@ def ignores_a_cancel(patch: Patch) -> None:
 
 
 def ignores_a_pause(patch: Patch) -> None:
-    patch.setattr(Controls, "paused", lambda self, job: None)
+    patch.setattr(Admission, "_barred", lambda self, attempt: self._gate.enter(attempt))
+    patch.setattr(Executor, "_run", lambda self, attempt, runner, _: runner.run(attempt, lambda _: None, lambda: False))
 
 
 def ends_what_was_paused_while_it_ran(patch: Patch) -> None:
     patch.setattr(Executor, "_rest", lambda self, attempt, pause: self._finish(attempt, Cancelled()))
-
-
-def forgets_why_it_stopped_a_job(patch: Patch) -> None:
-    end = Executor._end_early
-
-    def forgetful(self: Executor, attempt: Any, verdict: Any, halt: Halt) -> None:
-        halt.pause = self._signals.paused(attempt.id)
-        end(self, attempt, verdict, halt)
-
-    patch.setattr(Executor, "_end_early", forgetful)
 
 
 def lets_go_of_what_was_paused(patch: Patch) -> None:
@@ -179,7 +170,6 @@ MUTANTS: list[tuple[Callable[[Patch], None], str]] = [
     (ignores_a_cancel, "knew that it was cancelled"),
     (ignores_a_pause, "knew that it was paused"),
     (ends_what_was_paused_while_it_ran, "ended ['cancelled']"),
-    (forgets_why_it_stopped_a_job, "ended ['cancelled']"),
     (lets_go_of_what_was_paused, ""),
     (forgets_a_resume, "not done after"),
     (counts_an_attempt_twice, "attempts"),

@@ -160,6 +160,16 @@ def test_deaths_of_a_job_that_was_paused_before_anybody_noticed_are_not_forgotte
     assert bench.outcome("job-1").attempt == 2
 
 
+def test_one_that_is_paused_while_its_claim_is_waited_for_does_not_begin() -> None:
+    bench = Bench(never())
+    begun(bench)
+    bench.meanwhile = bench.pause
+    assert bench.run(record()) is AckType.ACCEPT
+    assert [event.type for event in bench.events()] == [EventType.POSTPONED]
+    assert bench.waiting()[0].past.spent == 1, "the death that was waited for"
+    assert not bench.claim().held
+
+
 def test_a_handler_that_ends_before_it_looks_has_ended() -> None:
     def handler(*_: object) -> Succeeded:
         bench.pause()
