@@ -20,6 +20,7 @@ from producers.handle import JobHandle, checked
 from producers.log import Log, late
 from producers.ports import Ports
 from producers.request import Options, Request
+from schemas.control import Pause
 from schemas.event import Event, State
 from schemas.model import Strict
 from schemas.outcome import Outcome
@@ -71,6 +72,14 @@ class AsyncHandle:
         """Ask every worker to stop the job."""
         return await asyncio.to_thread(self._handle.cancel, reason)
 
+    async def pause(self, reason: str = "") -> State | None:
+        """Let the job wait until it is resumed."""
+        return await asyncio.to_thread(self._handle.pause, reason)
+
+    async def resume(self, reason: str = "") -> State | None:
+        """Let the job go on if it is paused."""
+        return await asyncio.to_thread(self._handle.resume, reason)
+
 
 class AsyncClient:
     """The client for asyncio programs; see `Client` for what each call means and raises."""
@@ -102,6 +111,18 @@ class AsyncClient:
     async def cancel(self, job: str, reason: str = "cancelled on request") -> State | None:
         """Tell every worker to stop a job."""
         return await asyncio.to_thread(self.client.cancel, job, reason)
+
+    async def pause(self, job: str, reason: str = "", *, who: str | None = None) -> State | None:
+        """Let a job wait until it is resumed."""
+        return await asyncio.to_thread(partial(self.client.pause, job, reason, who=who))
+
+    async def resume(self, job: str, reason: str = "", *, who: str | None = None) -> State | None:
+        """Let a paused job go on."""
+        return await asyncio.to_thread(partial(self.client.resume, job, reason, who=who))
+
+    async def paused(self, job: str) -> Pause | None:
+        """Return who paused a job, when and why."""
+        return await asyncio.to_thread(self.client.paused, job)
 
     async def upload(self, path: str | Path) -> str:
         """Put a local file into the store and return its `blob:` reference."""

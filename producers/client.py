@@ -1,4 +1,4 @@
-"""The client: submit jobs, wait for them, watch them, cancel them.
+"""The client: submit jobs, wait for them, watch them, pause them, cancel them.
 
 from producers import Client
 
@@ -31,8 +31,8 @@ from producers.feed import Feed
 from producers.handle import JobHandle, born
 from producers.ports import Ports
 from producers.request import Message, Options, Prepared, Request, event_message, prepare, traced
-from schemas import codec
-from schemas.control import Cancel
+from schemas import codec, control
+from schemas.control import Cancel, Control, Pause, Resume
 from schemas.errors import ConflictError, InvalidError, NotFoundError, TapeError, UnavailableError
 from schemas.event import Event, State, follow
 from schemas.ids import checked, uuid7
@@ -48,7 +48,8 @@ WINDOW = 500
 """Jobs of `submit_many` that may be on their way to the broker at once."""
 
 LOOK_S = 5.0
-"""How long a job's events are looked for before it is cancelled by the workers alone."""
+"""How long a job's events are looked for: after that what was asked for is left to the workers alone."""
+BEGINNING = datetime.fromtimestamp(0, UTC)
 
 _log = structlog.get_logger("producers.client")
 
@@ -149,30 +150,64 @@ class Client:
         (`producers.cancel` tells which); else when a worker comes to it. None: no event tells of it. Raises
         `InvalidError` (TAPE-1004) for what can be no job's id.
         """
-        checked(job, field="job")
-        now = datetime.now(UTC)
-        order = Cancel(job=job, reason=reason, time=now)
+        order = Cancel(job=checked(job, field="job"), reason=reason, time=datetime.now(UTC))
+        self._order(order)
+        until = time.monotonic() + LOOK_S
+        events = self._look(job, until)
+        event = concluded(events, reason, by=f"client:{self.settings.tenant}", now=order.time)
+        if event is not None and time.monotonic() < until and self._concluded(event, events):
+            events.append(event)
+        return _state(events)
+
+    def pause(self, job: str, reason: str = "", *, who: str | None = None) -> State | None:
+        """Let a job wait until it is resumed; return, once that is confirmed, where its events say that it is now.
+
+        A running one is stopped: what keeps checkpoints keeps another and goes on from it, all else begins anew then.
+        One at its end stays as it is, one that is paused already stays so by the first word. `who` asks for it, by
+        default user@host. None: no event tells of the job; should it come, it waits. Raises as `cancel` does.
+        """
+        if self.paused(job) is None:
+            self._order(Pause(job=job, reason=reason, who=_who(who), time=datetime.now(UTC)))
+        return _state(self._look(job, time.monotonic() + LOOK_S))
+
+    def resume(self, job: str, reason: str = "", *, who: str | None = None) -> State | None:
+        """Let a paused job go on: at the next look at it, within a minute. One that is not paused stays as it is.
+
+        Returns and raises as `pause` does.
+        """
+        if self.paused(job) is not None:
+            self._order(Resume(job=job, reason=reason, who=_who(who), time=datetime.now(UTC)))
+        return _state(self._look(job, time.monotonic() + LOOK_S))
+
+    def paused(self, job: str) -> Pause | None:
+        """Return who paused a job, when and why; None where it is not paused. Raises as `cancel` does."""
+        name, found = control.key(Resume(job=checked(job, field="job"), time=BEGINNING)), None
+        for record in self._ports.scan(self.names.control, BEGINNING, name.encode()):
+            with suppress(TapeError):
+                message = control.read(record.value)
+                if record.value is None or isinstance(message, Pause | Resume):
+                    found = message if isinstance(message, Pause) else None
+        return found
+
+    def _order(self, order: Control) -> None:
+        """Tell every worker something; return when that is confirmed."""
+        subject = control.key(order)
         headers = codec.encode(
             codec.Envelope(
                 id=uuid7(),
-                type="tape.control.cancel.v1",
+                type=f"tape.control.{order.action}.v1",
                 source=f"/tickertape/client/{self.settings.tenant}",
                 data=b"",
-                subject=job,
-                time=now.isoformat(),
+                subject=subject,
+                time=datetime.now(UTC).isoformat(),
             )
         )
-        message = Message(self.names.control, job, order.model_dump_json().encode(), headers)
+        message = Message(self.names.control, subject, order.model_dump_json().encode(), headers)
         self._await(self._ports.publish(message), message.topic)
-        until = time.monotonic() + LOOK_S
-        events = list(takewhile(lambda _: time.monotonic() < until, self.scan(born(job), job=job)))
-        event = concluded(events, reason, by=f"client:{self.settings.tenant}", now=now)
-        if event is not None and time.monotonic() < until and self._concluded(event, events):
-            events.append(event)
-        state: State | None = None
-        for event in events:
-            state = follow(state, event)
-        return state
+
+    def _look(self, job: str, until: float) -> list[Event]:
+        """Return a job's events, as far as they are found in time."""
+        return list(takewhile(lambda _: time.monotonic() < until, self.scan(born(job), job=job)))
 
     def _concluded(self, event: Event, events: list[Event]) -> bool:
         """Keep and tell the end of a job that nobody runs; False where that fails or lasts: a worker ends it then."""
@@ -308,6 +343,21 @@ class _Sent:
     prepared: Prepared
     handle: JobHandle
     future: Future[Any] | None
+
+
+def _state(events: Iterable[Event]) -> State | None:
+    state: State | None = None
+    for event in events:
+        state = follow(state, event)
+    return state
+
+
+def _who(named: str | None) -> str:
+    if named is not None:
+        return named
+    from producers.dead.desk import myself
+
+    return myself()
 
 
 def _untold(future: Future[Any]) -> None:

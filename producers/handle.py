@@ -87,6 +87,14 @@ class JobHandle:
         """
         return self._client.cancel(self.id, reason)
 
+    def pause(self, reason: str = "") -> State | None:
+        """Let the job wait until it is resumed, and stop it where it runs; as `Client.pause`."""
+        return self._client.pause(self.id, reason)
+
+    def resume(self, reason: str = "") -> State | None:
+        """Let the job go on if it is paused; as `Client.resume`."""
+        return self._client.resume(self.id, reason)
+
     def known(self) -> Outcome | None:
         """Return the outcome if the job ended before now; else make sure that its events arrive."""
         if self.log.final is None and self._stored:

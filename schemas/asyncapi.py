@@ -116,7 +116,7 @@ def _operations(names: Names) -> dict[str, Any]:
         found[f"move-{delay}"] = _operation("receive", names.retry(delay), told, names) | {"bindings": group}
     found["recur"] = _operation("receive", names.recurring, "The mover submits recurring jobs.", names)
     found["obey"] = _operation(
-        "receive", names.control, "Cancellations, breakers, drains and quotas, read by every worker.", names
+        "receive", names.control, "Cancellations, pauses, breakers, drains and quotas, read by every worker.", names
     )
     found["present"] = _operation("send", names.control, "Every worker says now and then that it is there.", names)
     return found
@@ -164,6 +164,9 @@ def _messages() -> dict[str, Any]:
     found["cancel"] = _message(
         "Stop a job.", {"type": "object"}, {"$ref": "#/components/schemas/Cancel"}, key="the id of the job to stop"
     )
+    pause, resume = {"$ref": "#/components/schemas/Pause"}, {"$ref": "#/components/schemas/Resume"}
+    found["pause"] = _message("A job shall wait until it is resumed.", anything, pause, key="pause/JOB")
+    found["resume"] = _message("A job shall wait no more.", anything, resume, key="pause/JOB")
     breaker, drain = {"$ref": "#/components/schemas/Breaker"}, {"$ref": "#/components/schemas/Drain"}
     found["breaker"] = _message("What became of a breaker.", anything, breaker, key="breaker:DEPENDENCY")
     found["drain"] = _message("A worker shall end its work.", anything, drain, key="drain:WORKER")

@@ -3,6 +3,7 @@
 | action | key | what |
 |---|---|---|
 | cancel | the job's id | stop a job |
+| pause, resume | `pause/JOB` | a job shall wait, or wait no more; the newest counts |
 | breaker | `breaker:DEPENDENCY` | what the fleet thinks of a dependency |
 | drain | `drain:WORKER` | a worker shall take no more jobs, finish or hand back what it has, and end |
 | presence | `worker:WORKER` | a worker is there: what it serves, how busy it is; a tombstone when it ends |
@@ -28,6 +29,40 @@ class Cancel(Open):
     action: Literal["cancel"] = "cancel"
     job: str
     reason: str = "cancelled on request"
+    time: Moment
+
+
+PAUSE = "pause/"
+"""What the keys of pauses begin with. No job's id has a slash, so none is taken for a cancellation's key."""
+
+
+class Pause(Open):
+    """A job shall wait where it is until somebody resumes it. The key is `pause/JOB`; a tombstone resumes it, too.
+
+    It waits as one whose dependency is away does: no attempt is spent, and only `expires_at` or a cancellation ends it.
+    """
+
+    schema_version: int = 1
+    action: Literal["pause"] = "pause"
+    job: str
+    reason: str = ""
+    who: str = ""
+    time: Moment
+
+    @property
+    def by(self) -> str:
+        """Who paused the job, and why."""
+        return (self.who or "somebody") + (f" ({self.reason})" if self.reason else "")
+
+
+class Resume(Open):
+    """A job shall wait no more. The key is that of its pause, which this message takes the place of."""
+
+    schema_version: int = 1
+    action: Literal["resume"] = "resume"
+    job: str
+    reason: str = ""
+    who: str = ""
     time: Moment
 
 
@@ -159,9 +194,11 @@ class Tenant(Open):
         return self.burst or max(1, math.ceil(self.rate or 0.0))
 
 
-Control = Cancel | Breaker | Drain | Presence | Tenant
+Control = Cancel | Pause | Resume | Breaker | Drain | Presence | Tenant
 ACTIONS: dict[str, type[Control]] = {
     "cancel": Cancel,
+    "pause": Pause,
+    "resume": Resume,
     "breaker": Breaker,
     "drain": Drain,
     "presence": Presence,
@@ -177,6 +214,8 @@ def key(message: Control) -> str:
         return f"drain:{message.worker}"
     if isinstance(message, Tenant):
         return f"{TENANT}{message.tenant}"
+    if isinstance(message, Pause | Resume):
+        return f"{PAUSE}{message.job}"
     return f"worker:{message.worker}" if isinstance(message, Presence) else message.job
 
 

@@ -100,6 +100,7 @@ CODES: dict[str, Code] = {
     "TAPE-3008": Code("another worker runs the job", _T, "nothing to do; this copy waits for its end", Severity.INFO),
     "TAPE-3009": Code("another worker took the job over", _T, "nothing to do; its outcome is the one kept", _WARN),
     "TAPE-3010": Code("an alias points to this version", _P, "move the alias first"),
+    "TAPE-3011": Code("the job is paused", _D, "`tape resume JOB` lets it go on", Severity.INFO),
     "TAPE-4001": Code("the broker refused the credentials", _D, "check TAPE_KAFKA_USERNAME, _PASSWORD and _CA", _CRIT),
     "TAPE-4002": Code("the store refused the credentials", _D, "check TAPE_STORE_ACCESS_KEY and _SECRET_KEY", _CRIT),
     "TAPE-4003": Code("the operation is not allowed", _P, "ask for the missing permission", _CRIT),

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from schemas.artifact import Artifact, Manifest
 from schemas.claim import Claim
-from schemas.control import Breaker, Cancel, Drain, Presence, Tenant
+from schemas.control import Breaker, Cancel, Drain, Pause, Presence, Resume, Tenant
 from schemas.dead import DeadLetter, Fate
 from schemas.errors import NotFoundError
 from schemas.event import Event
@@ -37,6 +37,8 @@ MESSAGES: dict[str, type[BaseModel]] = {
     "redrive": Redrive,
     "redriveline": Line,
     "cancel": Cancel,
+    "pause": Pause,
+    "resume": Resume,
     "breaker": Breaker,
     "drain": Drain,
     "presence": Presence,

@@ -10,7 +10,7 @@ _MEANING = {
     State.QUEUED: "published; no worker has it yet, or it was redriven",
     State.RUNNING: "a worker holds its lease and runs it",
     State.RETRYING: "an attempt failed and another will be made",
-    State.POSTPONED: "a dependency is away; it waits without spending an attempt",
+    State.POSTPONED: "it waits without spending an attempt: for a dependency, a quota, or until it is resumed",
     State.SUCCEEDED: "done; the outcome holds the result and its artifacts",
     State.FAILED: "it cannot succeed; the outcome holds the failure",
     State.CANCELLED: "stopped on request",

@@ -82,13 +82,17 @@ class Past(Open):
     put_off: int = Field(default=0, ge=0, description="how often a quota put it off since its last attempt")
     ticket: int = Field(default=0, ge=0, description="its place in the line for its tenant's rate; 0: none")
 
+    def rested(self, seconds: float) -> Past:
+        """Return the past once the job was put off for so long by no fault: no try, and no wait for a dependency."""
+        if not self.tries or not self.tries[-1].waited:
+            return self
+        last = self.tries[-1]
+        since = (last.started_at or last.ended_at) + timedelta(seconds=seconds)
+        return self.model_copy(update={"tries": (*self.tries[:-1], last.model_copy(update={"started_at": since}))})
+
     def held_up(self, seconds: float, ticket: int) -> Past:
-        """Return the past once a quota has put the job off for so long: no try, and no wait for a dependency."""
-        tries = self.tries
-        if tries and tries[-1].waited:
-            since = (tries[-1].started_at or tries[-1].ended_at) + timedelta(seconds=seconds)
-            tries = (*tries[:-1], tries[-1].model_copy(update={"started_at": since}))
-        return self.model_copy(update={"tries": tries, "put_off": self.put_off + 1, "ticket": ticket})
+        """Return the past once a quota has put the job off for so long."""
+        return self.rested(seconds).model_copy(update={"put_off": self.put_off + 1, "ticket": ticket})
 
     def welcomed(self) -> Past:
         """Return the past once its tenant's quota has let it in."""

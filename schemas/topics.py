@@ -68,7 +68,7 @@ class Names:
 
     @property
     def control(self) -> str:
-        """The compacted topic of cancellations."""
+        """The compacted topic of what every worker must know: cancellations, pauses and the like."""
         return f"{self.prefix}control"
 
     @property

@@ -10,10 +10,11 @@ from datetime import datetime
 import structlog
 
 from schemas.claim import End, Start
+from schemas.control import Pause
 from schemas.errors import ConflictError, FailureClass, JobError, UnavailableError
 from schemas.event import EventType
 from schemas.outcome import Cancelled, Failed, Failure
-from schemas.past import Hint, Try
+from schemas.past import Hint, Past, Try
 from workers.attempt import Attempt, former_of, life_of, place_of
 from workers.claim import Busy, Claims, Copy, Over
 from workers.gate import Gate
@@ -25,6 +26,8 @@ from workers.settle import Settler
 _LOG = structlog.get_logger("tickertape.admit")
 BUSY_S = 20.0
 """How long a copy of a job waits while another worker runs it."""
+FIRST_S, LONGEST_S = 5.0, 60.0
+"""Between two looks at a paused job: a quarter of the time for which it has been paused, within these bounds."""
 PAST_S = 0.01
 """So long after its last moment a job has certainly expired."""
 REWRITTEN = 8
@@ -35,7 +38,7 @@ REWRITTEN = 8
 class Signals:
     """What an executor hears of the world: the time, chance in [0, 1), who was cancelled, whether to stop, who may.
 
-    `pause` sleeps for seconds and returns True when the worker ends meanwhile.
+    `pause` sleeps for seconds and returns True when the worker ends meanwhile; `paused` tells of a job that shall wait.
     """
 
     now: Callable[[], datetime]
@@ -44,10 +47,11 @@ class Signals:
     pause: Callable[[float], bool]
     chance: Callable[[], float] = random.random
     quotas: Quotas | None = None
+    paused: Callable[[str], Pause | None] = lambda _: None
 
 
 class Admission:
-    """The way in: settled already, cancelled, expired, too early, better elsewhere, busy, poisonous, or welcome."""
+    """The way in: settled, cancelled, expired, paused, too early, better elsewhere, busy, poisonous, or welcome."""
 
     def __init__(self, settler: Settler, claims: Claims, gate: Gate, signals: Signals) -> None:
         self._settler, self._claims, self._gate, self._signals = settler, claims, gate, signals
@@ -59,13 +63,17 @@ class Admission:
         Raises `UnavailableError` when the store does not answer.
         """
         ends = self._ends(attempt)
-        if ends is None and (shut := self._gate.enter(attempt)) is not None:
-            self.postpone(attempt, shut)
+        bar = self._barred(attempt) if ends is None else None
+        if isinstance(bar, Failure):
+            self.postpone(attempt, bar)
             return None
         known = self._settler.outcomes.read(attempt.id) if attempt.kind.recorded else None
         if known is not None and known.final:
             _LOG.info("already settled", job=attempt.id, status=known.status.value)
             self._settler.repeat(attempt, known)
+            return None
+        if bar is not None:
+            self.rest(attempt, attempt.past, bar)
             return None
         if ends is None and (self._put_off(attempt) or self._over_quota(attempt)):
             return None
@@ -76,6 +84,14 @@ class Admission:
         if ends is not None:
             ends(attempt)
         return attempt if ends is None else None
+
+    def _barred(self, attempt: Attempt) -> Pause | Failure | None:
+        """Return the pause of the job, or what is away that it needs; a paused one is not asked to try that."""
+        try:
+            pause = self._signals.paused(attempt.id)
+        except UnavailableError as error:  # no breaker of this kind is to hear of it
+            return Failure.of(error)
+        return pause or self._gate.enter(attempt)
 
     def _ledgered(self, attempt: Attempt, ends: Callable[[Attempt], None] | None, above: int) -> Attempt | None:
         """Write the start down, then look at what the ledger says."""
@@ -123,6 +139,22 @@ class Admission:
         )  # fmt: skip
         self._settler.apply(attempt, Failed(failure=failure), decision)
 
+    def rest(self, attempt: Attempt, past: Past, pause: Pause) -> None:
+        """Put a paused job off until it is looked at again; that is no attempt, and no wait that ever ends badly.
+
+        The longer it has been paused the rarer are the looks: whoever resumes it soon need not wait for long.
+        """
+        now, begin = self._signals.now(), attempt.job.not_before
+        delay = min(LONGEST_S, max(FIRST_S, (now - pause.time).total_seconds() / 4))
+        if begin is not None:
+            delay = max(delay, (begin - now).total_seconds())
+        delay = _in_time(attempt, now, delay)
+        told = ConflictError(
+            f"paused by {pause.by}", code="TAPE-3011", hint=f"`tape resume {attempt.id}` lets it go on",
+            who=pause.who or None, since=pause.time.isoformat(),
+        )  # fmt: skip
+        self._settler.again(attempt, past.rested(delay), EventType.POSTPONED, delay_s=delay, failure=Failure.of(told))
+
     def _worn(self, attempt: Attempt) -> bool:
         """Write a record anew that was delivered too often: Kafka counts deliveries, whatever they were for."""
         if attempt.record.delivery_count < REWRITTEN:
@@ -164,9 +196,7 @@ class Admission:
             return True
         if wait is None:
             return False
-        delay = wait.delay_s
-        if (end := attempt.job.expires_at) is not None:  # whoever waits for it is told in time
-            delay = min(delay, max(0.0, (end - attempt.started_at).total_seconds()) + PAST_S)
+        delay = _in_time(attempt, attempt.started_at, wait.delay_s)
         self._settler.again(attempt, wait.past, EventType.POSTPONED, delay_s=delay, failure=wait.failure)
         return True
 
@@ -227,6 +257,12 @@ class Admission:
         else:
             self._settler.refuse(attempt)
         return True
+
+
+def _in_time(attempt: Attempt, now: datetime, delay_s: float) -> float:
+    """Return a delay that is over when the job has expired: whoever waits for it is told in time."""
+    end = attempt.job.expires_at
+    return delay_s if end is None else min(delay_s, max(0.0, (end - now).total_seconds()) + PAST_S)
 
 
 def _died(start: Start, now: datetime, *, spent: bool) -> Try:

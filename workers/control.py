@@ -10,7 +10,7 @@ from typing import Protocol
 import structlog
 
 from schemas import control
-from schemas.control import TENANT, Breaker, Cancel, Drain, Tenant
+from schemas.control import PAUSE, TENANT, Breaker, Cancel, Drain, Pause, Resume, Tenant
 from schemas.errors import TapeError, UnavailableError
 from wire.follow import Follower, KafkaFollower, Since
 from wire.settings import Settings
@@ -69,10 +69,10 @@ def _so_far(follower: Follower, topic: str) -> Generator[ControlRecord, None, Ma
 
 
 class Controls:
-    """The cancelled jobs and the tenants, kept up to date by a thread that reads the control topic.
+    """The cancelled jobs, the paused ones and the tenants, kept up to date by a thread that reads the control topic.
 
-    A job cancelled while it runs is noticed by its slot, which asks `reason` now and then. The newest hundred thousand
-    are remembered: older ones have long met their job, or never will.
+    A job cancelled or paused while it runs is noticed by its slot, which asks now and then. The newest hundred thousand
+    cancellations are remembered: older ones have long met their job, or never will. A pause never grows old.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class Controls:
         drain: Callable[[Drain], None] = lambda _: None,
     ) -> None:
         self._reasons: OrderedDict[str, str] = OrderedDict()
+        self._pauses: dict[str, Pause] = {}
         self.tenants: Mapping[str, Tenant] = {}
         """The newest word on each tenant; never changed, only replaced."""
         self._breaker, self._drain = breaker, drain
@@ -98,20 +99,30 @@ class Controls:
         """Return why a job was cancelled, or None."""
         return self._reasons.get(job)
 
-    def tenant(self, name: str) -> Tenant | None:
-        """Return the newest word on a tenant. A worker that just came waits until it has read what was said before.
+    def paused(self, job: str) -> Pause | None:
+        """Return who paused a job, if it is. A worker that just came waits until it has read what was said before.
 
-        Raises `UnavailableError` (TAPE-5001) when that cannot be read: nobody knows who has a quota.
+        Raises `UnavailableError` (TAPE-5001) when that cannot be read: nobody knows what may run.
         """
+        self._catch_up()
+        return self._pauses.get(job)
+
+    def tenant(self, name: str) -> Tenant | None:
+        """Return the newest word on a tenant; waits and raises as `paused` does: nobody knows who has a quota."""
+        self._catch_up()
+        return self.tenants.get(name)
+
+    def _catch_up(self) -> None:
         if not self._informed.is_set() and not self._informed.wait(INFORMED_S):
             raise UnavailableError("the control topic is not read yet", code="TAPE-5001", seconds=INFORMED_S)
-        return self.tenants.get(name)
 
     def apply(self, record: ControlRecord) -> None:
         """Take in one record; a tombstone takes its key's word back, and an unreadable one says nothing."""
         if record.value is None:
             name = (record.key or b"").decode("utf-8", "replace")
             self._reasons.pop(name, None)
+            if name.startswith(PAUSE):
+                self._pauses.pop(name.removeprefix(PAUSE), None)
             if name.startswith(TENANT):
                 self.tenants = {
                     tenant: said for tenant, said in self.tenants.items() if tenant != name.removeprefix(TENANT)
@@ -126,6 +137,10 @@ class Controls:
             self._reasons[message.job] = message.reason
             while len(self._reasons) > KEPT:
                 self._reasons.popitem(last=False)
+        elif isinstance(message, Pause):
+            self._pauses[message.job] = message
+        elif isinstance(message, Resume):
+            self._pauses.pop(message.job, None)
         elif isinstance(message, Breaker):
             self._breaker(message)
         elif isinstance(message, Drain):

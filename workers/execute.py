@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ import structlog
 from opentelemetry import trace
 
 from schemas.claim import End
+from schemas.control import Pause
 from schemas.errors import FailureClass, InvalidError, JobError, TapeError
 from schemas.event import EventType
 from schemas.job import Lane
@@ -33,6 +34,13 @@ from workers.settle import Settler
 _TRACER = trace.get_tracer("tickertape.worker")
 _LOG = structlog.get_logger("tickertape.execute")
 _NOTHING = nullcontext()
+
+
+@dataclass(slots=True)
+class Halt:
+    """Whether an attempt was told to stop because its job is paused; it was, though that be taken back meanwhile."""
+
+    pause: Pause | None = None
 
 
 class Executor:
@@ -90,9 +98,9 @@ class Executor:
             with self._span(attempt), self._apart(attempt):
                 if (admitted := self._admission.admit(attempt)) is not None:
                     with self._held(admitted) if admitted.ledgered else _NOTHING:
-                        verdict = self._run(admitted, runner)
+                        verdict = self._run(admitted, runner, halt := Halt())
                         self._gate.tell(admitted, verdict)
-                        self._settle(admitted, verdict)
+                        self._settle(admitted, verdict, halt)
         except (InvalidError, JobError) as error:  # it would be the same another time
             self._settler.bury(attempt, Failure.of(error))
         except TapeError as error:
@@ -136,20 +144,25 @@ class Executor:
             attributes={"tape.job": attempt.id, "tape.attempt": attempt.number, "tape.topic": attempt.record.topic},
         )
 
-    def _run(self, attempt: Attempt, runner: Runner) -> Verdict:
+    def _run(self, attempt: Attempt, runner: Runner, halt: Halt) -> Verdict:
+        halt.pause = self._signals.paused(attempt.id)
+        if halt.pause is not None:  # paused while its claim was waited for
+            return Cancelled()
         if attempt.kind.recorded:
             self._settler.announce(attempt, EventType.RUNNING)
             _LOG.info("job started", job=attempt.id, kind=attempt.kind.name, attempt=attempt.number)
         return runner.run(
             attempt,
             lambda data: self._progress(attempt, data),
-            lambda: self._stopped(attempt),
+            lambda: self._stopped(attempt, halt),
         )
 
-    def _stopped(self, attempt: Attempt) -> bool:
-        """Whether the handler should end: the job was cancelled or taken over, or the worker goes down."""
+    def _stopped(self, attempt: Attempt, halt: Halt) -> bool:
+        """Whether the handler should end: the job was cancelled, paused or taken over, or the worker goes down."""
+        halt.pause = self._signals.paused(attempt.id) or halt.pause
         ours = not attempt.ledgered or not self._claims.fenced(attempt.id)
-        return self._signals.cancelled(attempt.id) is not None or self._signals.stopping() or not ours
+        asked = self._signals.cancelled(attempt.id) is not None or halt.pause is not None
+        return asked or self._signals.stopping() or not ours
 
     def _progress(self, attempt: Attempt, data: dict[str, Any]) -> None:
         """Tell how far the attempt is; what cannot be told is dropped: no job fails, or lives on, for it."""
@@ -160,12 +173,12 @@ class Executor:
         except Exception as error:
             _LOG.warning("progress dropped, it cannot be told", job=attempt.id, error=repr(error))
 
-    def _settle(self, attempt: Attempt, verdict: Verdict) -> None:
+    def _settle(self, attempt: Attempt, verdict: Verdict, halt: Halt) -> None:
         with self._step("settle", attempt):
             if not self._sure(attempt):
                 self._settler.refuse(attempt)
             elif isinstance(verdict, Cancelled):
-                self._end_early(attempt, verdict)
+                self._end_early(attempt, verdict, halt)
             elif isinstance(verdict, Failed):
                 self._failed(attempt, verdict)
             else:
@@ -227,9 +240,11 @@ class Executor:
         else:
             self._settler.refuse(attempt)
 
-    def _end_early(self, attempt: Attempt, verdict: Cancelled) -> None:
+    def _end_early(self, attempt: Attempt, verdict: Cancelled, halt: Halt) -> None:
         reason = self._signals.cancelled(attempt.id)
-        if reason is None and self._signals.stopping():
+        if reason is None and halt.pause is not None:
+            self._rest(attempt, halt.pause)
+        elif reason is None and self._signals.stopping():
             # Stopped because the worker goes down, not because anybody asked: hand the job back.
             down = JobError("the worker was stopped", code="TAPE-3004", hint="another worker takes the job")
             if self._freed(attempt, None):
@@ -238,6 +253,16 @@ class Executor:
                 self._settler.refuse(attempt)
         else:
             self._finish(attempt, verdict.model_copy(update={"reason": reason or verdict.reason}))
+
+    def _rest(self, attempt: Attempt, pause: Pause) -> None:
+        """Hand back a job that was paused while it ran: nothing is spent, and its checkpoint stays where it is."""
+        reached = max(attempt.past.reached, self._claims.reached(attempt.id))
+        past = attempt.past.model_copy(update={"reached": reached})
+        if self._freed(attempt, End(past=past)):
+            _LOG.info("job paused", job=attempt.id, who=pause.who, reason=pause.reason)
+            self._admission.rest(attempt, past, pause)
+        else:
+            self._settler.refuse(attempt)
 
     def _step(self, name: str, attempt: Attempt) -> AbstractContextManager[Any]:
         if not attempt.kind.recorded:

@@ -162,7 +162,12 @@ class Worker:
             claims=self._claims,
             gate=self._gate,
             signals=Signals(
-                self._clock.now, self._control.reason, self._hurry.is_set, self._ended.wait, quotas=self._quotas
+                self._clock.now,
+                self._control.reason,
+                self._hurry.is_set,
+                self._ended.wait,
+                quotas=self._quotas,
+                paused=self._control.paused,
             ),
             again=self._again,
             give=lambda record: self._pool_of(self._names.parse_jobs(record.topic)[0]).give(record),

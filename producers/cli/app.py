@@ -18,6 +18,7 @@ from producers.cli import (
     housekeep,
     jobs,
     models,
+    pause,
     plot,
     recur,
     services,
@@ -36,6 +37,7 @@ from producers.cli.shell import Shell
 FAMILIES = (
     submit,
     jobs,
+    pause,
     dead,
     recur,
     plot,

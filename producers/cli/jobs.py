@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from producers.client import Client
     from producers.fold import View
     from producers.handle import JobHandle
-    from schemas.event import Event
+    from schemas.event import Event, State
     from schemas.outcome import Outcome
 
 COLUMNS = ("job", "kind", "state", "code", "seconds", "attempt", "submitted", "worker")
@@ -38,8 +40,10 @@ def watch(context: typer.Context, job: Job, since: Since = None, timeout: Timeou
     limit = duration(timeout, "--timeout").total_seconds() if timeout else None
     with shell.client() as client:
         handle = client.job(job, since=moment(since, "--since") if since else None)
-        if handle.state() is None:
+        if (state := handle.state()) is None:
             shell.output.note("no event tells of this job yet; waiting for one")
+        if pause := _paused(client, job, state):
+            shell.output.note(f"it is {pause}; `tape resume {job}` lets it go on")
         last = _drawn(shell, handle, limit) if shell.output.live else _printed(shell, handle, limit)
         shell.output.next(f"tape result {job}")
         return Exit.OK if last is not None and last.type == "succeeded" else Exit.JOB
@@ -47,8 +51,10 @@ def watch(context: typer.Context, job: Job, since: Since = None, timeout: Timeou
 
 def _printed(shell: Shell, handle: JobHandle, limit: float | None) -> Event | None:
     last: Event | None = None
-    for last in handle.watch(limit):
-        shell.output.line(last.model_dump(mode="json", exclude_none=True), describe(last))
+    for event in handle.watch(limit):
+        if not (shell.output.table and _again(last, event)):
+            shell.output.line(event.model_dump(mode="json", exclude_none=True), describe(event))
+        last = event
     return last
 
 
@@ -58,9 +64,16 @@ def _drawn(shell: Shell, handle: JobHandle, limit: float | None) -> Event | None
 
     course, last = Course(), None
     with screen(shell.output.console()) as draw:
-        for last in handle.watch(limit):
-            draw("" if course.take(last.progress) else describe(last), course)
+        for event in handle.watch(limit):
+            draw("" if course.take(event.progress) or _again(last, event) else describe(event), course)
+            last = event
     return last
+
+
+def _again(before: Event | None, event: Event) -> bool:
+    """Whether a worker has only looked at a paused job once more."""
+    rests = event.failure is not None and event.failure.code == "TAPE-3011"
+    return rests and before is not None and before.failure == event.failure
 
 
 def result(
@@ -80,6 +93,10 @@ def result(
             raise _missing(job)
         from schemas.event import FINAL
 
+        if pause := _paused(client, job, state):
+            if not wait:
+                raise TimeoutExceeded(f"the job is {pause}", code="TAPE-7002", job=job, hint=f"tape resume {job}")
+            shell.output.note(f"the job is {pause}; `tape resume {job}` lets it go on")
         if state not in FINAL and not wait:
             raise TimeoutExceeded(
                 f"the job is {state}", code="TAPE-7002", job=job, hint=f"wait for it: tape result {job} --wait"
@@ -123,12 +140,16 @@ def cancel(
     reason: Annotated[str, typer.Option(help="Why; it is kept in the outcome.")] = "cancelled on request",
 ) -> int:
     """Ask every worker to stop these jobs; exit code 8 when that went wrong for some of them."""
-    shell: Shell = context.obj
+    return each(context.obj, jobs, lambda shell, client, job: _cancel(shell, client, job, reason))
+
+
+def each(shell: Shell, jobs: Sequence[str], work: Callable[[Shell, Client, str], None]) -> int:
+    """Do something with each of these jobs; return the exit code that tells how that went."""
     failed: list[TapeError] = []
     with shell.client() as client:
         for job in jobs:
             try:
-                _cancel(shell, client, job, reason)
+                work(shell, client, job)
             except TapeError as error:
                 shell.output.error(error)
                 failed.append(error)
@@ -209,6 +230,14 @@ def _cancel(shell: Shell, client: Client, job: str, reason: str) -> None:
     if state is None:
         told = "no event tells of this job; should it come, it will not run"
         raise NotFoundError(told, code="TAPE-2002", job=job)
+
+
+def _paused(client: Client, job: str, state: State | None) -> str:
+    """Who paused the job, in words; "" where it does not wait for that, or nobody can tell."""
+    with suppress(TapeError):
+        if state == "postponed" and (pause := client.paused(job)) is not None:
+            return f"paused by {pause.by}"
+    return ""
 
 
 def _missing(job: str) -> NotFoundError:

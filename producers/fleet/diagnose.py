@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,7 +13,7 @@ from producers.fleet.words import WORDS, ago, discarded, exact, hint, refused, s
 from producers.fleet.words import count as count_of
 from producers.fold import View, fold, newest
 from schemas.control import SILENT_S, BreakerState, parted
-from schemas.event import STATE_OF, Event, EventType, State
+from schemas.event import Event, State
 from schemas.past import Hint
 
 LATE_S = 5.0
@@ -140,6 +140,18 @@ def _cancelled(case: Case) -> Answer | None:
     )  # fmt: skip
 
 
+def _paused(case: Case) -> Answer | None:
+    job, said = case.facts.job, case.facts.fleet.paused.get(case.facts.job)
+    if said is None:
+        return None
+    told = "its worker stops it" if case.state is State.RUNNING else "it waits until it is resumed"
+    return case.answer(
+        Blocker.PAUSED, f"It was paused {ago(case.facts.now, said.time)} by {said.by}; {told}.",
+        f"tape resume {job}", f"tape cancel {job}",
+        facts={"paused": said.time, "by": said.who or None, "reason": said.reason or None},
+    )  # fmt: skip
+
+
 def _running(case: Case) -> Answer | None:
     facts, job = case.facts, case.facts.job
     holder = next((seen for seen in facts.fleet.workers if not seen.silent and job in seen.presence.running), None)
@@ -161,7 +173,7 @@ def _running(case: Case) -> Answer | None:
     if not gone:
         since = f" since {span(facts.now - view.started)}" if view.started else ""
         return case.answer(Blocker.RUNNING, f"It runs on {worker}{since}.", f"tape watch {job}", facts=more)
-    tried = _tried(facts.events, job)
+    tried = facts.tried
     silence = f"{known.age_s:.0f} s" if known else span(facts.now - heard)
     more |= {"silent": silence, "workers": tried}
     if len(tried) > 1:
@@ -176,19 +188,6 @@ def _running(case: Case) -> Answer | None:
     )  # fmt: skip
 
 
-def _tried(events: Iterable[Event], job: str) -> list[str]:
-    """The workers that took the job one after the other and said nothing of an end."""
-    found: list[str] = []
-    for event in events:
-        if event.job != job:
-            continue
-        if event.type is EventType.RUNNING:
-            found += [event.worker or "unknown"] if not found or found[-1] != event.worker else []
-        elif STATE_OF[event.type] is not None:
-            found = []
-    return list(dict.fromkeys(found))
-
-
 def _delayed(case: Case) -> Answer | None:
     facts, last = case.facts, case.last
     if case.state not in (State.RETRYING, State.POSTPONED) or last is None or last.until is None:
@@ -196,6 +195,8 @@ def _delayed(case: Case) -> Answer | None:
     if facts.place is not None and facts.place.written >= last.time:
         return None  # it was moved already, and waits like any other
     left, failure = last.until - facts.now, last.failure
+    if failure is not None and failure.code == "TAPE-3011":  # it is paused no more: that was told before
+        failure = None
     more: dict[str, Any] = {"until": last.until}
     more |= {"code": failure.code, "failure": failure.message, "way out": hint(failure.code)} if failure else {}
     why = f": {failure.message.strip().rstrip('.')} ({failure.code})" if failure else ""
@@ -376,6 +377,7 @@ def _waiting(case: Case) -> Answer:
 RULES: Sequence[Callable[[Case], Answer | None]] = (
     _ended,
     _cancelled,
+    _paused,
     _running,
     _delayed,
     _expired,

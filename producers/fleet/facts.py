@@ -12,7 +12,7 @@ from typing import Any
 from producers.fleet.view import Fleet
 from schemas.control import Tenant
 from schemas.dead import Fate
-from schemas.event import Event, State
+from schemas.event import STATE_OF, Event, EventType, State
 from schemas.past import Past
 from schemas.quota import Tally
 
@@ -22,6 +22,7 @@ class Blocker(StrEnum):
 
     ENDED = "ended"
     CANCELLED = "cancelled"
+    PAUSED = "paused"
     RUNNING = "running"
     LOST = "worker-lost"
     DELAYED = "delayed"
@@ -128,6 +129,19 @@ class Facts:
         """The moment before which the job is not taken, as its record says; None once that has come."""
         moment = self.place.not_before if self.place is not None else None
         return moment if moment is not None and moment > self.now else None
+
+    @property
+    def tried(self) -> list[str]:
+        """The workers that took the job one after the other and said nothing of an end."""
+        found: list[str] = []
+        for event in self.events:
+            if event.job != self.job:
+                continue
+            if event.type is EventType.RUNNING:
+                found += [event.worker or "unknown"] if not found or found[-1] != event.worker else []
+            elif STATE_OF[event.type] is not None:
+                found = []
+        return list(dict.fromkeys(found))
 
     @property
     def quota(self) -> Tenant | None:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from schemas import control
-from schemas.control import SILENT_S, TENANT, Breaker, BreakerState, Cancel, Drain, Presence, Tenant, parted
+from schemas.control import SILENT_S, Breaker, BreakerState, Cancel, Control, Drain, Pause, Presence, Tenant, parted
 from schemas.errors import TapeError
 
 FUTURE = timedelta(minutes=5)
@@ -83,13 +83,14 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """What is known of all workers: those that have not taken leave, what is away, cancelled jobs, orders, quotas."""
+    """What is known of all workers: those there are, what is away, cancelled and paused jobs, orders, quotas."""
 
     workers: tuple[Seen, ...] = ()
     breakers: Mapping[str, Breaker] = field(default_factory=dict)
     cancelled: Mapping[str, Cancel] = field(default_factory=dict)
     drains: Mapping[str, Drain] = field(default_factory=dict)
     tenants: Mapping[str, Tenant] = field(default_factory=dict)
+    paused: Mapping[str, Pause] = field(default_factory=dict)
 
     def worker(self, name: str) -> Seen | None:
         """Return a worker by its id."""
@@ -98,47 +99,36 @@ class Fleet:
 
 def fold(records: Iterable[Record], now: datetime) -> Fleet:
     """Return the fleet after the control topic's records, in their order; what cannot be read says nothing."""
-    present: dict[str, tuple[Presence, int]] = {}
-    breakers: dict[str, Breaker] = {}
-    cancelled: dict[str, Cancel] = {}
-    drains: dict[str, Drain] = {}
-    tenants: dict[str, Tenant] = {}
+    said: dict[str, tuple[Control, int]] = {}
     newest = int(now.timestamp() * 1000)
     horizon = newest + int(FUTURE.total_seconds() * 1000)
     for record in records:
         if newest < record.timestamp_ms <= horizon:
             newest = record.timestamp_ms
-        name = (record.key or b"").decode("utf-8", "replace")
         if record.value is None:
-            cancelled.pop(name, None)
-            present.pop(name.removeprefix("worker:"), None)
-            drains.pop(name.removeprefix("drain:"), None)
-            if name.startswith(TENANT):
-                tenants.pop(name.removeprefix(TENANT), None)
+            said.pop((record.key or b"").decode("utf-8", "replace"), None)
             continue
         try:
             message = control.read(record.value)
         except TapeError:
             continue
-        if isinstance(message, Presence):
-            present[message.worker] = message, record.timestamp_ms
-        elif isinstance(message, Breaker):
-            said = breakers.get(message.dependency)
-            if said is None or message.epoch > said.epoch:  # of one epoch the first in the log counts (ADR 4)
-                breakers[message.dependency] = message
-        elif isinstance(message, Cancel):
-            cancelled[message.job] = message
-        elif isinstance(message, Drain):
-            drains[message.worker] = message
-        elif isinstance(message, Tenant):
-            tenants[message.tenant] = message
-    seen = [Seen(said, max(0.0, (newest - at) / 1000)) for said, at in present.values()]
+        if message is None:
+            continue
+        before, _ = said.get(control.key(message), (None, 0))
+        if isinstance(message, Breaker) and isinstance(before, Breaker) and message.epoch <= before.epoch:
+            continue  # of one epoch the first in the log counts (ADR 4)
+        said[control.key(message)] = message, record.timestamp_ms
+    seen = [Seen(one, max(0.0, (newest - at) / 1000)) for one, at in said.values() if isinstance(one, Presence)]
+    told = [one for one, _ in said.values()]
+    present = {one.id for one in seen}
+    breakers = {one.dependency: one for one in told if isinstance(one, Breaker) and _away(one, present)}
     return Fleet(
         workers=tuple(sorted(seen, key=lambda one: one.id)),
-        breakers={name: said for name, said in sorted(breakers.items()) if _away(said, present)},
-        cancelled=cancelled,
-        drains=drains,
-        tenants=dict(sorted(tenants.items())),
+        breakers=dict(sorted(breakers.items())),
+        cancelled={one.job: one for one in told if isinstance(one, Cancel)},
+        drains={one.worker: one for one in told if isinstance(one, Drain)},
+        tenants=dict(sorted((one.tenant, one) for one in told if isinstance(one, Tenant))),
+        paused={one.job: one for one in told if isinstance(one, Pause)},
     )
 
 

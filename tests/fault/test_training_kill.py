@@ -154,6 +154,40 @@ def test_a_cancelled_training_ends_at_once_and_leaves_its_checkpoint(fleet: Flee
     assert reached(fleet, "dropped") >= 5
 
 
+def test_a_paused_training_goes_on_at_its_step_elsewhere_and_ends_in_the_same_bytes(fleet: Fleet) -> None:
+    fleet.prepare("training")
+    # No checkpoint by the step: the one that the pause leaves is the only one.
+    params = setting(fleet.folder) | {"steps": 150, "checkpoint_steps": 10_000}
+    first = fleet.start("--slots", "1", kinds="training")
+    fleet.submit("calm", "training", params=params)
+    fleet.all_ended(120)
+    fleet.submit("halted", "training", params=params, max_attempts=1)
+    assert wait_until(lambda: last_step(fleet, "halted") >= 5, deadline_s=120, every_s=0.02)
+    with Client(settings=fleet.settings) as client:
+        began = time.time()
+        client.pause("halted", reason="the market opens")
+        assert wait_until(lambda: looks(fleet, "halted"), deadline_s=60, every_s=0.02), fleet.logs()
+        took, left = looks(fleet, "halted")[0].time.timestamp() - began, reached(fleet, "halted")
+        assert 5 <= left < 150
+        kill(first.pid)  # its mover with it
+        fleet.start("--slots", "1", kinds="training")
+        assert wait_until(lambda: len(looks(fleet, "halted")) >= 2, deadline_s=60), fleet.logs()
+        client.resume("halted")
+    fleet.all_ended(180)
+    assert fleet.check() == Counter(succeeded=2)
+    done = outcome(fleet, "halted")
+    assert (done.result["resumed_from"], done.result["exact"], done.attempt) == (left, True, 1)
+    assert contents(fleet, "halted") == contents(fleet, "calm"), "weights, metrics, settings and card"
+    runners = [event.worker for event in told(fleet, "halted") if event.type is EventType.RUNNING]
+    assert len(set(runners)) == 2
+    print(f"paused within {took:.2f} s at step {left}, the same bytes")
+
+
+def looks(fleet: Fleet, job: str) -> list[Event]:
+    """What workers told of a job that they put off because it is paused."""
+    return [event for event in told(fleet, job) if event.failure and event.failure.code == "TAPE-3011"]
+
+
 def last_step(fleet: Fleet, job: str) -> int:
     steps = [(event.progress or {}).get("step") for event in told(fleet, job)]
     return max((step for step in steps if isinstance(step, int)), default=0)

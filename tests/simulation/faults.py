@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from producers.cancel import concluded, keep
 from schemas.errors import ConflictError
 from schemas.event import Event, EventType
+from schemas.recur import Recurring
 from tests.simulation.hand import LIGHT
 from tests.unit.worker_twin import NAMES
 
@@ -63,6 +64,16 @@ def _cancel(world: World, choose: random.Random) -> None:
         world.cancel(choose.choice(list(world.requests)))
 
 
+def _pause(world: World, choose: random.Random) -> None:
+    if world.requests:
+        world.pause(choose.choice(list(world.requests)))
+
+
+def _resume(world: World, choose: random.Random) -> None:
+    if world.paused:
+        world.pause(choose.choice(sorted(world.paused)), over=True)
+
+
 def _conclude(world: World, choose: random.Random) -> None:
     """Whoever cancels a job takes it for waiting, rightly or not, and ends it as a client does."""
     names = [name for name in world.requests if not world.oracle.jobs[name].light]
@@ -84,7 +95,10 @@ def _conclude(world: World, choose: random.Random) -> None:
 
 
 def _recur(world: World, choose: random.Random) -> None:
-    world.recur(choose.choice((10, 30)))
+    """A job is to be submitted again and again; it ends by a tombstone."""
+    cron = f"*/{choose.choice((10, 30))} * * * * *"
+    template = Recurring(name="often", cron=cron, kind="say", params={"text": "good"}, added_at=world.client.now())
+    world.log.append(NAMES.recurring, b"often", template.model_dump_json(exclude_none=True).encode())
 
 
 FAULTS: dict[str, Callable[[World, random.Random], object]] = {
@@ -97,6 +111,8 @@ FAULTS: dict[str, Callable[[World, random.Random], object]] = {
     "a request is sent again": _resend,
     "a dead letter is sent back": _redrive,
     "a job is cancelled": _cancel,
+    "a job is paused": _pause,
+    "a job is resumed": _resume,
     "a job is cancelled and ended": _conclude,
     "a job recurs": _recur,
 }

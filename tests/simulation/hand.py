@@ -120,12 +120,16 @@ class Hand:
         job.runs += 1
         if context.job in self._asked:
             self.world.oracle.wrong.append(f"{context.job} ran on {self.name}, which knew that it was cancelled")
+        if self.desk.control.paused(context.job):
+            self.world.oracle.wrong.append(f"{context.job} ran on {self.name}, which knew that it was paused")
         way = params.text
         if self.meet("run"):
             raise JobError("a passing trouble")
         if way == "slow":
             for _ in range(3):
                 self.wait(5.0)
+                if context.cancelled:
+                    self.wait(2.0)  # it puts away what it has
                 context.check()
         if way == "bad":
             raise InvalidError("refused")

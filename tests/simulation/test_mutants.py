@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from schemas.outcome import Cancelled
 from schemas.past import Past
 from tests.simulation.fate import Violation
 from tests.simulation.world import schedule
@@ -20,6 +21,7 @@ from workers.claim import Claims
 from workers.control import Controls
 from workers.delay.heads import Heads
 from workers.delay.mover import Mover
+from workers.execute import Executor
 from workers.settle import Settler
 
 SCHEDULES = 1_000
@@ -113,6 +115,29 @@ def ignores_a_cancel(patch: Patch) -> None:
     patch.setattr(Controls, "reason", lambda self, job: None)
 
 
+def ignores_a_pause(patch: Patch) -> None:
+    patch.setattr(Admission, "_barred", lambda self, attempt: self._gate.enter(attempt))
+    patch.setattr(Executor, "_run", lambda self, attempt, runner, _: runner.run(attempt, lambda _: None, lambda: False))
+
+
+def ends_what_was_paused_while_it_ran(patch: Patch) -> None:
+    patch.setattr(Executor, "_rest", lambda self, attempt, pause: self._finish(attempt, Cancelled()))
+
+
+def lets_go_of_what_was_paused(patch: Patch) -> None:
+    patch.setattr(Admission, "rest", lambda self, attempt, past, pause: self._settler.drop(attempt))
+
+
+def forgets_a_resume(patch: Patch) -> None:
+    apply = Controls.apply
+
+    def deaf(self: Controls, record: Any) -> None:
+        if record.value is None or b'"resume"' not in record.value:
+            apply(self, record)
+
+    patch.setattr(Controls, "apply", deaf)
+
+
 def counts_an_attempt_twice(patch: Patch) -> None:
     after = Past.after
     patch.setattr(Past, "after", lambda self, last: after(after(self, last), last))
@@ -143,6 +168,10 @@ MUTANTS: list[tuple[Callable[[Patch], None], str]] = [
     (commits_offsets_before_the_records, ""),
     (moves_on_what_was_another_movers, ""),
     (ignores_a_cancel, "knew that it was cancelled"),
+    (ignores_a_pause, "knew that it was paused"),
+    (ends_what_was_paused_while_it_ran, "ended ['cancelled']"),
+    (lets_go_of_what_was_paused, ""),
+    (forgets_a_resume, "not done after"),
     (counts_an_attempt_twice, "attempts"),
     (changes_what_it_buries, "was changed"),
     (takes_a_second_letter_for_a_left_over, ""),

@@ -128,6 +128,49 @@ def test_a_death_at_each_step_loses_and_doubles_nothing(way: str, step: str) -> 
             assert kept.status is Status.SUCCEEDED
 
 
+@pytest.mark.parametrize("light", [False, True])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_death_at_each_step_starts_no_paused_job_and_loses_none(step: str, light: bool) -> None:
+    for time_ in (1, 2, 3):
+        fate = Fate(random.Random(0))
+        fate.planned[step] = time_
+        fate.calm = True
+        world = World(fate, workers=2)
+        before = [world.send("good", light=light), world.send("good", wait_s=40.0)]
+        for name in before:
+            world.pause(name)
+        for _ in range(40):
+            for hand in list(world.hands):
+                world.hand_turn(hand, whole=True)
+            for carrier in list(world.carriers):
+                world.take(carrier, carrier.turn)
+            world.passes(10.0)
+        assert [world.oracle.jobs[name].runs for name in before] == [0, 0]
+        assert {event.failure.code for event in world.oracle.events if event.failure} <= {"TAPE-3011"}
+        looks = [event for event in world.oracle.events if event.job == before[0]]
+        assert 5 < len(looks) < 20, "about once a minute in the end"
+        world.finish()
+        world.oracle.audit()
+        assert all(world.oracle.jobs[name].ends == {"succeeded"} for name in before)
+
+
+def test_a_job_that_is_paused_while_it_runs_begins_again_and_spends_nothing() -> None:
+    world = World(Fate(random.Random(0)))
+    world.fate.calm = True
+    name = world.send("slow")
+    hand: Hand = world.hands[0]
+    rest = world.rest
+    world.rest = lambda hand, seconds: (world.pause(name), rest(hand, seconds))[1]  # type: ignore[method-assign]
+    while not world.oracle.jobs[name].runs:
+        world.hand_turn(hand, whole=True)
+    world.rest = rest  # type: ignore[method-assign]
+    world.finish()
+    world.oracle.audit()
+    told = [(event.type.value, event.attempt) for event in world.oracle.events if event.job == name]
+    assert told == [("running", 1), ("postponed", 1), ("running", 1), ("succeeded", 1)]
+    assert world.oracle.jobs[name].runs == 2
+
+
 def test_without_trouble_nothing_is_told_twice() -> None:
     world = World(Fate(random.Random(0)))
     for way in WAYS:

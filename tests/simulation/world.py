@@ -10,10 +10,9 @@ from datetime import timedelta
 from typing import Any
 
 from schemas import past
-from schemas.control import Cancel
+from schemas.control import Cancel, Control, Pause, Resume, key
 from schemas.delays import PARTITIONS, WHEELS, Delayed, delayed
 from schemas.errors import TapeError
-from schemas.recur import Recurring
 from tests.simulation.fate import Died, Fate, Violation
 from tests.simulation.faults import FAULTS
 from tests.simulation.hand import DELIVERIES, LIGHT, Hand
@@ -104,6 +103,7 @@ class World:
         self.client = Watch(self.time)
         self.requests: dict[str, Delayed] = {}
         self.sent_back: set[int] = set()
+        self.paused: set[str] = set()
         for _ in range(workers):
             self.hire()
         for _ in range(movers):
@@ -169,15 +169,16 @@ class World:
     def cancel(self, name: str) -> None:
         """Somebody asks that a job must not run."""
         self.oracle.jobs[name].cancelled = True
-        message = Cancel(job=name, reason="enough", time=self.client.now())
-        self.log.append(NAMES.control, name.encode(), message.model_dump_json().encode())
+        self.order(Cancel(job=name, reason="enough", time=self.client.now()))
 
-    def recur(self, seconds: int = 30) -> None:
-        """A job that is to be submitted again and again; it ends by a tombstone."""
-        template = Recurring(
-            name="often", cron=f"*/{seconds} * * * * *", kind="say", params={"text": "good"}, added_at=self.client.now()
-        )
-        self.log.append(NAMES.recurring, b"often", template.model_dump_json(exclude_none=True).encode())
+    def pause(self, name: str, *, over: bool = False) -> None:
+        """Somebody asks that a job shall wait, or wait no more."""
+        (self.paused.discard if over else self.paused.add)(name)
+        self.order((Resume if over else Pause)(job=name, time=self.client.now()))
+
+    def order(self, message: Control) -> None:
+        """Put a message on the control topic."""
+        self.log.append(NAMES.control, key(message).encode(), message.model_dump_json().encode())
 
     # What processes tell
 
@@ -295,6 +296,7 @@ class World:
                 self.meanwhile(hand)
         # Threads of processes that nothing befell do not wait for each other.
         for other in [*self.hands] if self.fate.calm else [hand]:
+            other.listen()
             other.loop.step()
             other.beat()
 
@@ -317,8 +319,10 @@ class World:
         raise Violation(f"not done after {TURNS} turns in peace: {self.left()}")
 
     def calm(self) -> None:
-        """Nothing goes wrong any more, and nothing recurs."""
+        """Nothing goes wrong any more, nothing recurs, and nobody's job waits for leave to go on."""
         self.fate.calm = True
+        for name in sorted(self.paused):
+            self.pause(name, over=True)
         self.log.append(NAMES.recurring, b"often", None)
         for actor in (*self.hands, *self.carriers):
             actor.link.brokers = actor.link.store = True

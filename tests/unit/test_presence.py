@@ -11,7 +11,20 @@ import pytest
 from pydantic import BaseModel
 
 from producers.fleet import fold
-from schemas.control import NAMED, SILENT_S, Breaker, BreakerState, Cancel, Control, Drain, Presence, key, read
+from schemas.control import (
+    NAMED,
+    SILENT_S,
+    Breaker,
+    BreakerState,
+    Cancel,
+    Control,
+    Drain,
+    Pause,
+    Presence,
+    Resume,
+    key,
+    read,
+)
 from schemas.errors import UnavailableError
 from wire.share import Record
 from workers.kinds import Kind
@@ -222,3 +235,11 @@ class TestFold:
         assert (set(fleet.cancelled), set(fleet.drains)) == ({"j"}, {"w"})
         fleet = fold([*orders, Kept(b"j", None), Kept(b"drain:w", None)], NOW)
         assert (fleet.cancelled, fleet.drains) == ({}, {})
+
+    def test_the_newest_word_on_a_pause_counts(self) -> None:
+        pause = kept(Pause(job="j", time=NOW))
+        other = [kept(Cancel(job="j", time=NOW)), Kept(b"j", None)]
+        assert set(fold([pause, *other], NOW).paused) == {"j"}, "a tombstone of its cancellation is none of its pause"
+        for over in (kept(Resume(job="j", time=NOW)), pause._replace(value=None)):
+            assert fold([pause, over], NOW).paused == {}
+            assert set(fold([pause, over, pause], NOW).paused) == {"j"}

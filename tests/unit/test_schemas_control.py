@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 import pytest
 from pydantic import ValidationError
 
-from schemas.control import Breaker, BreakerState, Cancel, Drain, Tenant, key, read
+from schemas.control import Breaker, BreakerState, Cancel, Drain, Pause, Resume, Tenant, key, read
 from schemas.errors import InvalidError
+from schemas.ids import checked
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
@@ -18,14 +19,28 @@ def test_control_messages_are_told_apart_by_their_action() -> None:
     drain = Drain(worker="w", time=NOW)
     breaker = Breaker(dependency="store", state=BreakerState.OPEN, epoch=1, worker="w", since=NOW)
     tenant = Tenant(tenant="acme", in_flight=2, time=NOW)
-    for message in (cancel, drain, breaker, tenant):
+    pause, resume = Pause(job="j", who="me@desk", time=NOW), Resume(job="j", time=NOW)
+    for message in (cancel, drain, breaker, tenant, pause, resume):
         assert read(message.model_dump_json().encode()) == message
-    keys = [key(message) for message in (cancel, drain, breaker, tenant)]
-    assert keys == ["j", "drain:w", "breaker:store", "tenant:acme"]
+    keys = [key(message) for message in (cancel, drain, breaker, tenant, pause, resume)]
+    assert keys == ["j", "drain:w", "breaker:store", "tenant:acme", "pause/j", "pause/j"]
     assert read(b'{"job": "j", "time": "2026-03-01T12:00:00Z"}') == cancel
     assert read(None) is None
     assert read(b'{"action": "promote", "model": "m"}') is None
     assert read(b'{"action": 7}') is None
+
+
+@pytest.mark.parametrize(("given", "by"), [
+    ({}, "somebody"), ({"who": "me@desk"}, "me@desk"), ({"reason": "lunch"}, "somebody (lunch)"),
+    ({"who": "me@desk", "reason": "the market closes"}, "me@desk (the market closes)"),
+])  # fmt: skip
+def test_a_pause_tells_who_and_why(given: dict[str, str], by: str) -> None:
+    assert Pause(job="j", time=NOW, **given).by == by  # type: ignore[arg-type]
+
+
+def test_a_pause_is_taken_for_no_jobs_cancellation() -> None:
+    with pytest.raises(InvalidError):
+        checked(key(Pause(job="j", time=NOW)))
 
 
 @pytest.mark.parametrize(("given", "limited", "depth"), [

@@ -98,7 +98,7 @@ def test_the_json_of_the_protocol_page_is_accepted() -> None:
 
 def test_the_kcat_lines_of_the_protocol_page_are_accepted() -> None:
     published = [line for block in _blocks("sh") for line in block.splitlines() if "kcat -P" in line]
-    assert len(published) == 3
+    assert len(published) == 4
     for line in published:
         words = shlex.split(line)
         value, options = words[1].encode(), words[words.index("-P") + 1 :]

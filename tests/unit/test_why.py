@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from producers.fleet import Blocker, Facts, Fleet, Place, Rate, Seen, Standing, diagnose
 from producers.fleet.facts import Turns
-from schemas.control import SILENT_S, BreakerState, Cancel
+from schemas.control import SILENT_S, BreakerState, Cancel, Pause
 from schemas.dead import Became, Fate
 from schemas.errors import CODES
 from schemas.event import Event, EventType, State
@@ -54,6 +54,8 @@ LATER = NOW + timedelta(hours=1)
 RUNNING = (event(), event(EventType.RUNNING, 50, worker="w-1", attempt=1))
 TWICE = (*RUNNING, event(EventType.RUNNING, 45, worker="w-2", attempt=2))
 RETRIED = (*RUNNING, event(EventType.RETRYING, 40, attempt=1, failure=failure("TAPE-6001"), **DUE))
+PAUSE = Pause(job="j", who="me@desk", reason="lunch", time=ago(90))
+REST = event(EventType.POSTPONED, 1, failure=failure("TAPE-3011", "paused by me@desk"), **WAIT)
 AGAIN = place(written=ago(20))
 
 CASES: dict[str, tuple[Facts, Blocker, str]] = {
@@ -69,6 +71,22 @@ CASES: dict[str, tuple[Facts, Blocker, str]] = {
     "cancelled while it runs": (
         queued(events=RUNNING, fleet=fleet(worker(), cancelled={"j": Cancel(job="j", time=ago(5))})),
         Blocker.CANCELLED, "its worker stops it",
+    ),
+    "paused": (
+        queued(fleet=fleet(worker(), paused={"j": PAUSE})), Blocker.PAUSED,
+        "It was paused 90 s ago by me@desk (lunch); it waits until it is resumed.",
+    ),
+    "paused, and put off for that": (
+        queued(events=(*RUNNING, REST), place=None, fleet=fleet(paused={"j": PAUSE})), Blocker.PAUSED, "it waits",
+    ),
+    "paused while it runs": (
+        queued(events=RUNNING, fleet=fleet(worker(), paused={"j": PAUSE})), Blocker.PAUSED, "; its worker stops it.",
+    ),
+    "paused and cancelled": (
+        queued(fleet=fleet(paused={"j": PAUSE}, cancelled={"j": Cancel(job="j", time=NOW)})), Blocker.CANCELLED, "",
+    ),
+    "resumed, but not looked at": (
+        queued(events=(*RUNNING, REST), place=None), Blocker.DELAYED, "It is postponed and is taken in 40 s.",
     ),
     "running": (queued(events=RUNNING), Blocker.RUNNING, "It runs on w-1 since 50 s."),
     "running on a worker that never says so": (queued(events=RUNNING, fleet=fleet()), Blocker.RUNNING, "w-1"),
@@ -280,7 +298,7 @@ FACTS = st.builds(
     other=SMALL,
     fleet=st.builds(
         Fleet, st.lists(SEENS, max_size=3).map(tuple), st.sampled_from([{}, breaker(), breaker("kind:heavy")]),
-        st.sampled_from([{}, {"j": Cancel(job="j", time=NOW)}]),
+        st.sampled_from([{}, {"j": Cancel(job="j", time=NOW)}]), paused=st.sampled_from([{}, {"j": PAUSE}]),
     ),
     rate=st.none() | st.builds(Rate, st.integers(0, 10**9), st.floats(0, 300)),
 )  # fmt: skip
@@ -302,6 +320,8 @@ def test_there_is_always_one_answer_and_it_holds_together(facts: Facts) -> None:
         assert takers
     if "j" in facts.fleet.cancelled:
         assert answer.blocker in (Blocker.CANCELLED, Blocker.ENDED)
+    elif "j" in facts.fleet.paused:
+        assert answer.blocker in (Blocker.PAUSED, Blocker.ENDED)
     if answer.blocker is Blocker.ENDED:
         assert answer.state is not None
         assert answer.state not in (State.QUEUED, State.RUNNING, State.RETRYING, State.POSTPONED)

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from schemas.claim import Claim, Start
 from schemas.codec import Envelope, encode, request_type
-from schemas.control import Cancel, Tenant, key
+from schemas.control import Cancel, Control, Pause, Resume, Tenant, key
 from schemas.dead import DISPOSITION, DeadLetter
 from schemas.delays import PARTITIONS, WHEELS, plan, strip
 from schemas.errors import FailureClass
@@ -178,6 +178,7 @@ class Bench:
                 self.sleep,
                 lambda: self.chance,
                 self.quotas,
+                self.control.paused,
             ),
             again=self.again,
             give=self.given.append,
@@ -225,13 +226,23 @@ class Bench:
 
     def allow(self, tenant: str = "default", **quota: Any) -> None:
         """Give a tenant a quota, as the control topic would."""
-        said = Tenant(tenant=tenant, time=START, **quota)
-        self.control.apply(Entry(key(said).encode(), said.model_dump_json().encode()))
+        self.told(Tenant(tenant=tenant, time=START, **quota))
 
     def cancel(self, job: str, reason: str = "enough") -> None:
         """Cancel a job, as the control topic would."""
-        message = Cancel(job=job, reason=reason, time=START)
-        self.control.apply(Entry(job.encode(), message.model_dump_json().encode()))
+        self.told(Cancel(job=job, reason=reason, time=START))
+
+    def pause(self, job: str = "job-1", reason: str = "lunch") -> None:
+        """Pause a job, as the control topic would."""
+        self.told(Pause(job=job, reason=reason, who="me@desk", time=self.clock.now()))
+
+    def resume(self, job: str = "job-1") -> None:
+        """Let a paused job go on, as the control topic would."""
+        self.told(Resume(job=job, who="me@desk", time=self.clock.now()))
+
+    def told(self, message: Control) -> None:
+        """Hear something on the control topic."""
+        self.control.apply(Entry(key(message).encode(), message.model_dump_json().encode()))
 
 
 class Waiting(NamedTuple):
