@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
@@ -15,6 +16,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256 digest in lower-case hexadecimal."""
 
 
+_NUMBER = re.compile(r"\s*[+-]?[0-9.]+\s*")
 LAST = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 """What nobody lives to see: the moment for whatever is put off further than a date can tell."""
 
@@ -33,7 +35,19 @@ def within(moment: datetime) -> datetime:
     return moment
 
 
-Moment = Annotated[AwareDatetime, AfterValidator(within)]
+def written(given: object) -> object:
+    """Let only a date pass, or text that is one; of a number nobody knows whether it counts seconds or milliseconds.
+
+    >>> written("1790000000")
+    Traceback (most recent call last):
+    ValueError: a date is written as in 2026-03-01T12:00:00Z
+    """
+    if isinstance(given, datetime) or (isinstance(given, str) and not _NUMBER.fullmatch(given)):
+        return given
+    raise ValueError("a date is written as in 2026-03-01T12:00:00Z")
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(written), AfterValidator(within)]
 """A date with a zone, which can be told in UTC: whoever reads it compares and converts it."""
 
 

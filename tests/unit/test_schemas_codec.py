@@ -325,3 +325,11 @@ def test_no_message_holds_a_date_that_utc_does_not_have(model: type[BaseModel], 
         model.model_validate({field: "9999-12-31T23:59:59-14:00"})
     (told,) = [item["msg"] for item in caught.value.errors() if item["loc"] == (field,)]
     assert told == "Value error, the date is not within the years 1 to 9999 in UTC"
+
+
+@pytest.mark.parametrize("given", [12345, 1_790_000_000.5, "1790000000", " -1 ", True])
+def test_a_number_is_no_date(given: object) -> None:
+    """Whether it counts seconds or milliseconds only its writer knows."""
+    with pytest.raises(InvalidError, match="a date is written as in 2026-03-01T12:00:00Z") as caught:
+        codec.parse(Job, json.dumps({"params": {}, "not_before": given}).encode())
+    assert "not_before" in str(caught.value)
