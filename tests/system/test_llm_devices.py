@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 
 from schemas.architecture import Architecture
 from schemas.errors import InvalidError, JobError
+from schemas.row import Row
 from tests.unit.train_rig import ROWS, files
 from wire.blobs.memory import Memory
 from workers.checkpoint import Checkpoints
@@ -48,9 +49,14 @@ class Bench:
         self.attempts, self.kept = 0, list[float]()
 
     def run(
-        self, *, stop: bool = False, hook: Callable[[], None] | None = None, valid: int = 5, **given: Any
+        self,
+        *,
+        stop: bool = False,
+        hook: Callable[[], None] | None = None,
+        valid: Sequence[Row] = ROWS[:5],
+        **given: Any,
     ) -> TrainResult:
-        """Train; `hook` is called after each checkpoint, `stop` stops it after the first; `valid` counts held rows."""
+        """Train; `hook` is called after each checkpoint, `stop` stops it after the first."""
         self.attempts += 1
 
         def advanced(step: float) -> None:
@@ -62,7 +68,7 @@ class Bench:
             lambda: self.store, job="j", kind="training", attempt=self.attempts, advanced=advanced
         ) as checkpoints:
             return train(
-                TrainParams(**SETTINGS | given), base=self.base, rows=ROWS, valid=ROWS[:valid],
+                TrainParams(**SETTINGS | given), base=self.base, rows=ROWS, valid=valid,
                 out=self.folder / f"out-{self.attempts}", checkpoints=checkpoints,
                 should_stop=lambda: stop and bool(self.kept),
             )  # fmt: skip
@@ -89,6 +95,7 @@ def ranks(of: int) -> list[psutil.Process]:
     ]
 
 
+Built = Callable[[str], tuple[Path, dict[str, Any]]]
 SHAPE = {"layers": 1, "heads": 2, "width": 32, "context": 64, "vocabulary": 300}
 BLOCK = 28  # tokens: of such the rows make eight, the last one shorter
 METHODS: dict[str, dict[str, Any]] = {
@@ -107,7 +114,7 @@ TOLD = {"moe": ROUTING, "distill": {"divergence"}}
 
 
 @pytest.fixture(scope="module")
-def built(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, dict[str, Any]]]:
+def built(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """What a method begins with, and how it is asked for."""
 
     def made(method: str) -> tuple[Path, dict[str, Any]]:
@@ -122,9 +129,7 @@ def built(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_two_processes_learn_what_one_does(
-    built: Callable[[str], tuple[Path, dict[str, Any]]], tmp_path: Path, method: str
-) -> None:
+def test_two_processes_learn_what_one_does(built: Built, tmp_path: Path, method: str) -> None:
     begun, asked = built(method)
     asked = {"dropout": 0.0, "steps": 10, "validation_steps": 5} | asked
     one = Bench(begun, tmp_path / "one").run(devices=1, **asked)
@@ -144,14 +149,16 @@ def test_rows_that_do_not_divide_by_the_processes_are_validated_on_once(
     base: Path, tmp_path: Path, valid: int, size: int
 ) -> None:
     """By hand from the model that was left, one row after another."""
-    done = Bench(base, tmp_path).run(valid=valid, batch_size=size, steps=2, accumulation=1, method="full")
+    done = Bench(base, tmp_path).run(valid=ROWS[:valid], batch_size=size, steps=2, accumulation=1, method="full")
     assert done.valid_loss == pytest.approx(perplexity(models.load(done.out), ROWS[:valid]).nats_per_token, rel=1e-5)
 
 
+@pytest.mark.parametrize("method", ["lora", "moe", "distill"])
 def test_when_one_dies_all_end_and_the_next_attempt_makes_the_same_bytes(
-    base: Path, whole: TrainResult, tmp_path: Path
+    built: Built, tmp_path: Path, method: str
 ) -> None:
-    bench, killed = Bench(base, tmp_path), list[int]()
+    begun, asked = built(method)
+    calm, bench, killed = Bench(begun, tmp_path / "calm").run(**asked), Bench(begun, tmp_path / "stormy"), list[int]()
 
     def kill() -> None:
         if not killed:
@@ -160,13 +167,13 @@ def test_when_one_dies_all_end_and_the_next_attempt_makes_the_same_bytes(
             second.send_signal(signal.SIGKILL)
 
     with pytest.raises(JobError) as caught:
-        bench.run(hook=kill)
+        bench.run(hook=kill, **asked)
     assert (caught.value.code, len(killed)) == ("TAPE-6002", 1)
     assert not ranks(os.getpid())
-    again = bench.run()
+    again = bench.run(**asked)
     assert 2 <= again.resumed < STEPS
     assert (again.exact, again.steps) == (True, STEPS)
-    assert files(again.out) == files(whole.out)
+    assert files(again.out) == files(calm.out)
 
 
 def test_a_stop_ends_all_after_one_step_with_a_checkpoint_of_it(base: Path, whole: TrainResult, tmp_path: Path) -> None:
@@ -180,7 +187,7 @@ def test_a_stop_ends_all_after_one_step_with_a_checkpoint_of_it(base: Path, whol
 def test_the_processes_run_the_code_of_who_launched_them(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Python looks into the folder that it is started in first; there may be another version, or quite another thing."""
+    """Python looks into the folder that it is started in first, and there may be another version, or no such thing."""
     (tmp_path / "workers").mkdir()
     (tmp_path / "workers" / "__init__.py").write_text("raise SystemExit('not ours')")
     monkeypatch.chdir(tmp_path)
