@@ -1,8 +1,8 @@
 """A training on several devices: torchrun starts a process for each, and this one stands between them and the queue.
 
 A step means the same as on one device: each process takes `batch_size / devices` rows of every batch, and the loss is
-the mean over all their tokens (DistributedDataParallel, Li et al. 2020, arXiv:2006.15704). On a CPU they talk by gloo,
-on GPUs by NCCL. When one of them dies all end, and the training goes on from its last checkpoint.
+the mean over all their tokens (DistributedDataParallel, Li et al. 2020, arXiv:2006.15704, or `workers.llm.shard`).
+On a CPU they talk by gloo, on GPUs by NCCL. When one dies all end, and the training goes on from its last checkpoint.
 """
 
 from __future__ import annotations

@@ -42,6 +42,12 @@ def trainer(objective: Objective | None) -> Any:
         """Validates by tokens, and brings weights back whatever names they were saved under."""
 
         control: Any
+        best: Path | None = None
+        """Where the weights that were chosen lie, if they are not in the module."""
+
+        def weights(self) -> dict[str, Any] | None:
+            """Return what is written of the module; None where it holds that itself."""
+            return None
 
         def evaluate(self, *_: Any, **rest: Any) -> dict[str, float]:
             workers, follower = self.accelerator, self.callback_handler
