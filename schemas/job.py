@@ -96,6 +96,10 @@ class Training(Strict):
     devices: int = Field(
         default=1, ge=1, le=64, description="devices of one worker that share each batch; on a CPU: processes"
     )
+    sharding: Literal["none", "full"] = Field(
+        default="none",
+        description="`full`: each device keeps its part of weights, gradients and optimizer; `none`: all of them",
+    )
     limit: int | None = Field(default=None, ge=1, description="rows used at most")
     checkpoint_steps: int | None = Field(default=None, ge=1, description="steps between checkpoints; else one a minute")
     validation_steps: int | None = Field(
@@ -152,8 +156,6 @@ class Training(Strict):
             raise wrong("base", None, f"Field required: the method `{self.method}` tunes a model that there is")
         if self.method in OWN and self.packing:
             raise wrong("packing", True, f"`{self.method}` does not pack; leave it out")
-        if self.method == "distill" and self.devices > 1:
-            raise wrong("devices", self.devices, "`distill` runs on one device")
         if self.method == "distill" and self.teacher is None:
             raise wrong("teacher", None, "Field required: the method `distill` learns from a model")
         return self
@@ -162,6 +164,10 @@ class Training(Strict):
     def _shares_its_batches(self) -> Self:
         if self.batch_size % self.devices:
             raise wrong("batch_size", self.batch_size, "it is shared by the `devices`, and must be a multiple of them")
+        if self.sharding != "none" and self.devices < 2:
+            raise wrong("sharding", self.sharding, "it takes at least two `devices`; ask for them, or leave it out")
+        if self.sharding != "none" and self.method == "qlora":
+            raise wrong("sharding", self.sharding, "four-bit weights are not sharded; use `lora`, or leave it out")
         return self
 
     @model_validator(mode="after")

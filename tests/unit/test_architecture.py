@@ -47,6 +47,10 @@ DISTILL = {"method": "distill", "base": "b", "data": "d"}
      "teacher_share: Input should be less than or equal to 1"),
     (DISTILL | {"teacher": "t", "lora": {"rank": 4}}, "lora",
      "lora: `distill` trains a whole model; the method `lora` an adapter"),
+    ({"base": "b", "data": "d", "sharding": "full"}, "sharding",
+     "sharding: it takes at least two `devices`; ask for them, or leave it out"),
+    ({"base": "b", "data": "d", "sharding": "full", "devices": 2, "method": "qlora"}, "sharding",
+     "sharding: four-bit weights are not sharded; use `lora`, or leave it out"),
     ({"base": "b", "data": "d", "temperature": 2}, "temperature",
      "temperature: only the method `distill` takes it, and this is `lora`"),
     ({"base": "b", "data": "d", "architecture": {}}, "architecture",
@@ -68,6 +72,7 @@ def test_a_request_says_what_was_meant() -> None:
     assert (sparse.experts, sparse.experts_per_token, sparse.balance) == (8, 2, 0.01)
     taught = parse(Training, DISTILL | {"teacher": "t"})
     assert (taught.temperature, taught.teacher_share) == (2.0, 0.5)
+    assert parse(Training, DISTILL | {"teacher": "t", "devices": 2, "sharding": "full"}).devices == 2
     plain = parse(Training, {"base": "b", "data": "d"})
     assert plain.model_dump(exclude_unset=True) == {"base": "b", "data": "d"}, "an old request keeps its bytes"
 

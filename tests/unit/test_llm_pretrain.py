@@ -120,7 +120,6 @@ def test_it_learns_to_read_and_loads_as_a_model(build: Build, tmp_path: Path, ar
     held = pretrain.blocks(ROWS[:3], model.tokenizer, 32)
     import torch
 
-    assert len(held) <= 4, "one batch, whose mean is exact"
     total = count = 0.0
     for block in held:
         ids = torch.tensor([block.input_ids])

@@ -128,7 +128,7 @@ def settings(params: Training, teacher: Path | None = None):  # type: ignore[no-
         accumulation=params.accumulation, lr=params.learning_rate, schedule=params.schedule, warmup=params.warmup,
         weight_decay=params.weight_decay, max_length=params.max_length, rank=params.lora.rank, alpha=params.lora.alpha,
         dropout=params.lora.dropout, targets=tuple(params.lora.targets or ()), seed=params.seed, threads=params.threads,
-        devices=params.devices,
+        devices=params.devices, sharding=params.sharding,
         rslora=params.lora.rslora, dora=params.lora.dora, packing=params.packing, precision=params.precision,
         gradient_checkpointing=params.gradient_checkpointing,
         checkpoint_steps=params.checkpoint_steps, validation_steps=params.validation_steps, patience=params.patience,

@@ -11,9 +11,11 @@ from typing import Any
 
 from schemas.errors import InvalidError
 from workers.llm import model as models
-from workers.llm.objective import share, shifted, steered
+from workers.llm.objective import steered, whole
 from workers.llm.pretrain import digest
 from workers.llm.settings import TrainParams
+from workers.llm.team import pooled
+from workers.llm.validation import shifted
 
 
 def fetch(path: Path, student: models.Model, params: TrainParams, dtype: models.Precision) -> models.Model:
@@ -66,19 +68,20 @@ class Lesson:
         rest = {name: value for name, value in inputs.items() if name != "labels"}
         outputs = module(**rest)
         logits, targets = shifted(outputs.logits, labels)
-        whole, _ = share(targets, together)
-        loss = functional.cross_entropy(logits, targets, reduction="sum") / whole
-        if not module.training:
-            return loss, outputs
+        count = whole(targets, together)
+        loss = functional.cross_entropy(logits, targets, reduction="sum") / count
         with torch.no_grad():
             told, _ = shifted(self.teacher(**rest).logits, labels)
         # the numbers beyond the vocabulary, where a model has such, mean nothing and may differ in count
-        apart = divergence(told[:, : self.vocabulary], logits[:, : self.vocabulary], self.temperature).sum() / whole
+        apart = divergence(told[:, : self.vocabulary], logits[:, : self.vocabulary], self.temperature).sum() / count
         self.apart += float(apart.detach())
         wanted = (1 - self.part) * loss + self.part * self.temperature**2 * apart
         return steered(loss, wanted), outputs
 
     def take(self) -> dict[str, Any]:
         """Return the step's divergence."""
+        import torch
+
         apart, self.apart = self.apart, 0.0
-        return {"divergence": round(apart, 6)}
+        nats, processes = pooled(torch.tensor([apart, 1.0], device=self.teacher.device)).tolist()
+        return {"divergence": round(nats / processes, 6)}

@@ -1,8 +1,8 @@
 """A training on several devices: torchrun starts a process for each, and this one stands between them and the queue.
 
 A step means the same as on one device: each process takes `batch_size / devices` rows of every batch, and the loss is
-the mean over all their tokens (DistributedDataParallel, Li et al. 2020, arXiv:2006.15704). On a CPU they talk by gloo,
-on GPUs by NCCL. When one of them dies all end, and the training goes on from its last checkpoint.
+the mean over all their tokens (DistributedDataParallel, Li et al. 2020, arXiv:2006.15704, or `workers.llm.shard`).
+On a CPU they talk by gloo, on GPUs by NCCL. When one dies all end, and the training goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from workers.llm.rank import ADDRESS, KEY, PLAN
 from workers.llm.settings import TrainParams, TrainResult
 from workers.llm.watch import Work
 
+HOME = str(Path(__file__).parents[2])
 GRACE_S = 5.0
 LINES = 40
 PEER = "TAPE-6001"
@@ -154,12 +155,14 @@ def _listen(ear: Listener, desk: Desk) -> None:
 
 def _start(params: TrainParams, folder: Path, told: dict[str, str]) -> subprocess.Popen[str]:
     threads = max(1, models.pin(params.threads) // (1 if params.threads else params.devices))
+    # they run this very code, whatever lies in the folder that we are in or is installed beside it
+    ours = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join([HOME, *filter(None, [os.environ.get("PYTHONPATH")])])}
     return subprocess.Popen(
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
             "--nproc-per-node", str(params.devices), "-m", "workers.llm.rank", str(folder),
         ],
-        env=os.environ | told | {"OMP_NUM_THREADS": str(threads)},
+        env=os.environ | told | ours | {"OMP_NUM_THREADS": str(threads)},
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from schemas.errors import InvalidError, SetupError
-from workers.llm import distill, quantise, resume
+from workers.llm import distill, quantise, resume, shard
 from workers.llm import model as models
 from workers.llm.distill import Lesson
 from workers.llm.objective import Objective
@@ -123,15 +123,24 @@ def _targets(module: Any) -> list[str]:
     return sorted(found)
 
 
-def save(module: Any, model: models.Model, params: TrainParams, result: TrainResult, origin: str) -> None:
-    out = result.out
+Kept = tuple[dict[str, Any] | None, Path | None]
+"""Weights that are not in the module, if so: by their names, and files that are taken instead."""
+
+
+def save(
+    module: Any, model: models.Model, params: TrainParams, result: TrainResult, origin: str, kept: Kept = (None, None)
+) -> None:
+    """Write the artifact of a training; its manifest comes last."""
+    out, (weights, files) = result.out, kept
     if params.method in ADAPTERS:
-        module.save_pretrained(out, safe_serialization=True)
+        module.save_pretrained(out, state_dict=weights)
         _tidy(out / models.ADAPTER, model.path.name)
     else:
         module.config.use_cache = True
         module.config.name_or_path = ""
-        module.save_pretrained(out)
+        module.save_pretrained(out, state_dict=weights)
+    if files is not None:
+        shard.replace(out, files)
     model.tokenizer.save_pretrained(out)
     left_out = {"out", "seconds", "stopped", "resumed", "exact"}  # what differs where the bytes do not
     facts = {key: value for key, value in asdict(result).items() if key not in left_out}

@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-from workers.llm.data import IGNORED
+from workers.llm import validation
 
 
 class Objective(Protocol):
-    """What is learnt from a batch; `together` counts the learnt tokens of the whole step, None in a validation."""
+    """What is learnt from a batch; `together` counts the learnt tokens of the whole step, None: this is all of it."""
 
     def __call__(self, module: Any, inputs: dict[str, Any], together: Any) -> tuple[Any, Any]:
         """Return the loss, a scalar of the batch's share in the step, and the module's outputs."""
@@ -24,21 +24,9 @@ class Objective(Protocol):
         ...
 
 
-def shifted(logits: Any, labels: Any) -> tuple[Any, Any]:
-    """Return logits (tokens, vocabulary) as float32 and targets (tokens) of the tokens that are learnt.
-
-    `logits` are (batch, length, vocabulary) and `labels` (batch, length); the token after each place is its target.
-    """
-    wanted = labels[:, 1:].reshape(-1)
-    kept = wanted != IGNORED
-    return logits[:, :-1].reshape(-1, logits.shape[-1])[kept].float(), wanted[kept]
-
-
-def share(targets: Any, together: Any) -> tuple[Any, float]:
-    """Return what sums over the targets are divided by, and the batch's share in the step; at least by one."""
-    count = max(1, len(targets))
-    whole = count if together is None else together
-    return whole, float(count / whole)
+def whole(targets: Any, together: Any) -> Any:
+    """Return what sums over the targets are divided by: the learnt tokens of the whole step, and at least one."""
+    return max(1, len(targets)) if together is None else together
 
 
 def steered(loss: Any, objective: Any) -> Any:
@@ -51,7 +39,30 @@ def trainer(objective: Objective | None) -> Any:
     from transformers import Trainer
 
     class Learner(Trainer):  # type: ignore[misc]
-        """Brings weights back whatever names they were saved under."""
+        """Validates by tokens, and brings weights back whatever names they were saved under."""
+
+        control: Any
+        best: Path | None = None
+        """Where the weights that were chosen lie, if they are not in the module."""
+
+        def weights(self) -> dict[str, Any] | None:
+            """Return what is written of the module; None where it holds that itself."""
+            return None
+
+        def evaluate(self, *_: Any, **rest: Any) -> dict[str, float]:
+            workers, follower = self.accelerator, self.callback_handler
+
+            def moved() -> None:
+                self.control = follower.on_prediction_step(self.args, self.state, self.control)
+
+            with self.compute_loss_context_manager():
+                found = validation.loss(
+                    self.model, self.eval_dataset, self.data_collator, size=self.args.per_device_eval_batch_size,
+                    place=(workers.num_processes, workers.process_index), moved=moved,
+                )  # fmt: skip
+            metrics = {"eval_loss": found}
+            self.control = follower.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
 
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
             if not restore(self.model, Path(resume_from_checkpoint)):

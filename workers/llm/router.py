@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from workers.llm.objective import share, shifted, steered
+from workers.llm.objective import steered, whole
+from workers.llm.team import pooled
+from workers.llm.validation import shifted
 
 
 @dataclass(slots=True)
@@ -47,14 +49,16 @@ class Router:
             layer.mlp.experts.register_forward_pre_hook(self._routed(number))
 
     def _gated(self, layer: int) -> Any:
-        def heard(_module: Any, _given: Any, said: tuple[Any, ...]) -> None:
-            self.routes.probabilities[layer] = said[0].float().softmax(dim=-1)
+        def heard(gate: Any, _given: Any, said: tuple[Any, ...]) -> None:
+            if gate.training:  # and not validated
+                self.routes.probabilities[layer] = said[0].float().softmax(dim=-1)
 
         return heard
 
     def _routed(self, layer: int) -> Any:
-        def heard(_module: Any, given: tuple[Any, ...]) -> None:
-            self.routes.chosen[layer] = given[1].detach()
+        def heard(experts: Any, given: tuple[Any, ...]) -> None:
+            if experts.training:
+                self.routes.chosen[layer] = given[1].detach()
 
         return heard
 
@@ -65,32 +69,41 @@ class Router:
         labels = inputs["labels"]
         outputs = module(**{name: value for name, value in inputs.items() if name != "labels"})
         logits, targets = shifted(outputs.logits, labels)
-        whole, part = share(targets, together)
-        loss = functional.cross_entropy(logits, targets, reduction="sum") / whole
-        routes, self.routes = self.routes, Routes()
-        if not module.training:
-            return loss, outputs
-        balance = self._balance(routes, inputs["attention_mask"].reshape(-1).bool()) * part
-        self.counts.balance += float(balance.detach())
+        count = whole(targets, together)
+        loss = functional.cross_entropy(logits, targets, reduction="sum") / count
+        balance = self._balance(inputs["attention_mask"].reshape(-1).bool(), len(targets), count)
         return steered(loss, loss + self.weight * balance), outputs
 
-    def _balance(self, routes: Routes, real: Any) -> Any:
-        """Return the balancing loss of a batch, and count what was routed; `real` says which tokens are no padding."""
+    def _balance(self, real: Any, learnt: int, step: Any) -> Any:
+        """Return the balancing loss of a batch, and count what was routed.
+
+        `real` says which tokens are no padding, `learnt` how many are learnt, `step` what a step's are divided by.
+        Several processes share a batch: the load is that of all, and what each returns comes to that batch's loss.
+        """
         import torch
 
-        loads, losses, tokens = [], [], int(real.sum())
+        (routes, self.routes), sums = (self.routes, Routes()), []
+        entropy = dropped = torch.zeros((), dtype=torch.float64, device=real.device)
+        loads = []
         for layer, chosen in routes.chosen.items():
             routed, seen = chosen[real], routes.probabilities[layer][real]
             # a library marks a token that is not routed by a number that no expert has
             taken = (routed >= 0) & (routed < self.experts)
-            load = torch.bincount(routed[taken], minlength=self.experts)
-            losses.append(self.experts * (load / tokens * seen.mean(dim=0)).sum())
-            loads.append(load)
-            self.counts.entropy += float(torch.special.entr(seen.detach()).sum()) / len(routes.chosen)
-            self.counts.dropped += int((~taken.any(dim=-1)).sum())
-        self.counts.load = self.counts.load + torch.stack(loads).double()
-        self.counts.tokens += tokens
-        return torch.stack(losses).mean()
+            loads.append(torch.bincount(routed[taken], minlength=self.experts))
+            sums.append(seen.sum(dim=0))
+            entropy = entropy + torch.special.entr(seen.detach()).sum().double() / len(routes.chosen)
+            dropped = dropped + (~taken.any(dim=-1)).sum()
+        seen = torch.stack(sums)
+        mine = torch.tensor([int(real.sum()), learnt, 1], device=real.device)
+        told = pooled(torch.cat([torch.stack([entropy, dropped]), mine, *loads, seen.detach().flatten()]))
+        tokens, count, processes = told[2:5].tolist()
+        load, said = (half.view_as(seen) for half in told[5:].chunk(2))
+        self.counts.load, self.counts.tokens = self.counts.load + load, self.counts.tokens + int(tokens)
+        self.counts.entropy += float(told[0])
+        self.counts.dropped += int(told[1])
+        even = self.experts / len(seen) / tokens**2 * float(count / step)
+        self.counts.balance += even * float((load * said).sum()) / processes
+        return even * (load.to(seen.dtype) * seen).sum()
 
     def take(self) -> dict[str, Any]:
         """Return the step's numbers.

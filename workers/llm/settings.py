@@ -48,6 +48,7 @@ class TrainParams(BaseModel):
     threads: int | None = Field(default=None, ge=1)
     device: models.Device = "auto"
     devices: int = Field(default=1, ge=1, description="devices here, or processes on a CPU, that share a batch")
+    sharding: Literal["none", "full"] = Field(default="none", description="whether each device keeps its part alone")
     checkpoint_steps: int | None = Field(default=None, ge=1, description="steps between checkpoints; else one a minute")
     validation_steps: int | None = Field(
         default=None, ge=1, description="steps between validations; one comes at the end"
@@ -99,5 +100,6 @@ class TrainResult:
 LATER: Final[dict[str, object]] = {
     "architecture": None, "temperature": None, "teacher_share": None, "teacher": None, "blocks": None, "packs": None,
     "rslora": False, "dora": False, "packing": False, "gradient_checkpointing": False, "devices": 1,
+    "sharding": "none",
 }  # fmt: skip
 """Fields of both that came after the first release, and what is not written down of them."""

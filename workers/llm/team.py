@@ -77,6 +77,19 @@ class Together:
         distributed.barrier()
 
 
+def pooled(numbers: Any) -> Any:
+    """Return a tensor of numbers, each summed over all processes of this training, as float64.
+
+    All of them must ask. Where there is one, they are its own.
+    """
+    from torch import distributed
+
+    found = numbers.detach().double()
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(found)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Brought:
     """A checkpoint that the first one fetched to where all can read it."""

@@ -30,6 +30,7 @@ from workers.llm.objective import Objective, trainer
 from workers.llm.pack import Packs, isolated
 from workers.llm.pretrain import blocks
 from workers.llm.settings import TrainParams, TrainResult
+from workers.llm.shard import sharded
 from workers.llm.tokens import Shelved, Tokens, encoded
 from workers.llm.watch import Collate, Progress, Watch, Work, callback
 
@@ -117,6 +118,7 @@ def once(params: TrainParams, work: Work) -> TrainResult:
             if held and not watch.stopped and watch.validated_at != learner.state.global_step:
                 learner.evaluate()
             chosen = _choose(learner, params, watch, Path(scratch))
+            kept = (learner.weights(), learner.best) if not watch.stopped else (None, None)
         finally:
             watch.close()
     tail = watch.losses[-max(1, len(watch.losses) // 10) :]
@@ -145,7 +147,7 @@ def once(params: TrainParams, work: Work) -> TrainResult:
         packs=len(learnt) if params.packing else None,
     )
     if not watch.stopped and work.team.first:
-        save(module, model, params, result, origin)
+        save(module, model, params, result, origin, kept)
     return result
 
 
@@ -236,7 +238,8 @@ def _trainer(
         remove_unused_columns=False,
         label_names=["labels"],
     )
-    made = trainer(goal)(
+    kind = sharded(trainer(goal)) if params.sharding == "full" else trainer(goal)
+    made = kind(
         model=module,
         args=arguments,
         train_dataset=learnt,
