@@ -186,7 +186,10 @@ class Executor:
                     self._admission.pace.add(attempt.kind.name, verdict.usage.seconds)
                 self._finish(attempt, verdict)
         if attempt.kind.recorded:
-            _LOG.info("job settled", job=attempt.id, verdict=verdict.verdict, seconds=round(verdict.usage.seconds, 3))
+            asked = not isinstance(verdict, Cancelled) or self._signals.cancelled(attempt.id) is not None
+            # Stopped by a drain or a pause it was not cancelled, and goes on elsewhere.
+            told = verdict.verdict if asked else "stopped"
+            _LOG.info("job settled", job=attempt.id, verdict=told, seconds=round(verdict.usage.seconds, 3))
 
     def _sure(self, attempt: Attempt) -> bool:
         """Whether the job is still ours."""
