@@ -34,7 +34,7 @@ from producers.request import Message, Options, Prepared, Request, event_message
 from schemas import codec, control
 from schemas.control import Cancel, Control, Pause, Resume
 from schemas.errors import ConflictError, InvalidError, NotFoundError, TapeError, UnavailableError
-from schemas.event import Event, State, follow
+from schemas.event import FINAL, Event, State, follow
 from schemas.ids import checked, uuid7
 from schemas.job import PARAMS
 from schemas.model import Strict
@@ -167,6 +167,9 @@ class Client:
         default user@host. None: no event tells of the job; should it come, it waits. Raises as `cancel` does.
         """
         if self.paused(job) is None:
+            # A record on what has ended would hold whatever of it is sent back from the dead letters.
+            if (state := _state(self._look(job, time.monotonic() + LOOK_S))) in FINAL:
+                return state
             self._order(Pause(job=job, reason=reason, who=_who(who), time=datetime.now(UTC)))
         return _state(self._look(job, time.monotonic() + LOOK_S))
 

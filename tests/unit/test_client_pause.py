@@ -154,6 +154,7 @@ class TestCommands:
         found = tape("pause", job)
         assert (found.code, found.row) == (Exit.OK, {"job": job, "state": "succeeded", "paused": False})
         assert "tape resume" not in found.err
+        assert said(ports) == [], "what is sent back from the dead letters must not wait for that"
 
     def test_a_job_nobody_told_of_is_paused_all_the_same(self, tape: Tape, ports: MemoryPorts) -> None:
         found = tape("pause", "job-1")
