@@ -160,23 +160,23 @@ class Client:
         return _state(events)
 
     def pause(self, job: str, reason: str = "", *, who: str | None = None) -> State | None:
-        """Let a job wait until it is resumed; return, once that is confirmed, where its events say that it is now.
+        """Let a job wait until it is resumed; return, once that is confirmed, where its events said that it was.
 
         A running one is stopped: what keeps checkpoints keeps another and goes on from it, all else begins anew then.
         One at its end stays as it is, one that is paused already stays so by the first word. `who` asks for it, by
         default user@host. None: no event tells of the job; should it come, it waits. Raises as `cancel` does.
         """
-        if self.paused(job) is None:
-            # A record on what has ended would hold whatever of it is sent back from the dead letters.
-            if (state := _state(self._look(job, time.monotonic() + LOOK_S))) in FINAL:
-                return state
+        before = self.paused(job)
+        state = _state(self._look(job, time.monotonic() + LOOK_S))
+        # A record on what has ended would hold whatever of it is sent back from the dead letters.
+        if before is None and state not in FINAL:
             self._order(Pause(job=job, reason=reason, who=_who(who), time=datetime.now(UTC)))
-        return _state(self._look(job, time.monotonic() + LOOK_S))
+        return state
 
     def resume(self, job: str, reason: str = "", *, who: str | None = None) -> State | None:
         """Let a paused job go on: at the next look at it, within a minute. One that is not paused stays as it is.
 
-        Returns and raises as `pause` does.
+        Returns where its events say that it is now; raises as `pause` does.
         """
         if self.paused(job) is not None:
             self._order(Resume(job=job, reason=reason, who=_who(who), time=datetime.now(UTC)))
