@@ -95,6 +95,23 @@ def ranks(of: int) -> list[psutil.Process]:
     ]
 
 
+def survived(bench: Bench, **asked: Any) -> TrainResult:
+    """Kill the second process after the first checkpoint, which ends all; return what the next attempt leaves."""
+    killed = list[int]()
+
+    def kill() -> None:
+        if not killed:
+            _, second = ranks(os.getpid())
+            killed.append(second.pid)
+            second.send_signal(signal.SIGKILL)
+
+    with pytest.raises(JobError) as caught:
+        bench.run(hook=kill, **asked)
+    assert (caught.value.code, len(killed)) == ("TAPE-6002", 1)
+    assert not ranks(os.getpid())
+    return bench.run(**asked)
+
+
 Built = Callable[[str], tuple[Path, dict[str, Any]]]
 SHAPE = {"layers": 1, "heads": 2, "width": 32, "context": 64, "vocabulary": 300}
 BLOCK = 28  # tokens: of such the rows make eight, the last one shorter
@@ -158,19 +175,8 @@ def test_when_one_dies_all_end_and_the_next_attempt_makes_the_same_bytes(
     built: Built, tmp_path: Path, method: str
 ) -> None:
     begun, asked = built(method)
-    calm, bench, killed = Bench(begun, tmp_path / "calm").run(**asked), Bench(begun, tmp_path / "stormy"), list[int]()
-
-    def kill() -> None:
-        if not killed:
-            _, second = ranks(os.getpid())
-            killed.append(second.pid)
-            second.send_signal(signal.SIGKILL)
-
-    with pytest.raises(JobError) as caught:
-        bench.run(hook=kill, **asked)
-    assert (caught.value.code, len(killed)) == ("TAPE-6002", 1)
-    assert not ranks(os.getpid())
-    again = bench.run(**asked)
+    calm = Bench(begun, tmp_path / "calm").run(**asked)
+    again = survived(Bench(begun, tmp_path / "stormy"), **asked)
     assert 2 <= again.resumed < STEPS
     assert (again.exact, again.steps) == (True, STEPS)
     assert files(again.out) == files(calm.out)
