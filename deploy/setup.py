@@ -91,7 +91,7 @@ def _packages() -> None:
     python = str(VENV / "bin" / "python")
     quiet = ["--quiet", "--disable-pip-version-check", "--require-hashes"]
     _run([python, "-m", "pip", "install", *quiet, "-r", uv_lock])
-    uv = [str(VENV / "bin" / "uv"), "pip", "install", "--python", python]
+    uv = [str(VENV / "bin" / "uv"), "pip", "install", "--compile-bytecode", "--python", python]
     _say("… installing the locked packages (torch and what it needs: about 5 GB, a minute or a few)")
     _run([*uv, "--require-hashes", "-r", main_lock])
     _say("… installing the base model (93 MB)")
