@@ -76,7 +76,7 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
-    """What two processes leave that nobody disturbed."""
+    """What two processes leave of `METHODS["lora"]` that nobody disturbed."""
     return Bench(base, tmp_path_factory.mktemp("whole")).run()
 
 
@@ -161,7 +161,7 @@ def test_two_processes_learn_what_one_does(built: Built, tmp_path: Path, method:
     assert one.loss < 0.9 * one.first_loss
 
 
-@pytest.mark.parametrize(("valid", "size"), [(1, 2), (3, 2), (3, 8), (5, 4)])
+@pytest.mark.parametrize(("valid", "size"), [(1, 2), (3, 8)])
 def test_rows_that_do_not_divide_by_the_processes_are_validated_on_once(
     base: Path, tmp_path: Path, valid: int, size: int
 ) -> None:
@@ -172,10 +172,10 @@ def test_rows_that_do_not_divide_by_the_processes_are_validated_on_once(
 
 @pytest.mark.parametrize("method", ["lora", "moe", "distill"])
 def test_when_one_dies_all_end_and_the_next_attempt_makes_the_same_bytes(
-    built: Built, tmp_path: Path, method: str
+    built: Built, tmp_path: Path, method: str, whole: TrainResult
 ) -> None:
     begun, asked = built(method)
-    calm = Bench(begun, tmp_path / "calm").run(**asked)
+    calm = whole if method == "lora" else Bench(begun, tmp_path / "calm").run(**asked)
     again = survived(Bench(begun, tmp_path / "stormy"), **asked)
     assert 2 <= again.resumed < STEPS
     assert (again.exact, again.steps) == (True, STEPS)
