@@ -103,13 +103,14 @@ def test_threads_are_taken_over_from_who_began(blank: Path, whole: Path, tmp_pat
     assert files(last.out) == files(whole)
 
 
+@pytest.mark.parametrize(("name", "other"), [("versions", lambda *_: {"torch": "1.0"}), ("CODE", 1)])
 def test_other_versions_go_on_and_say_so(
-    blank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+    blank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, other: Any
+) -> None:
     bench = Bench(blank, tmp_path)
     with pytest.raises(Killed):
         bench.run(die_at=5)
-    monkeypatch.setattr(resume, "versions", lambda *_: {"torch": "1.0"})
+    monkeypatch.setattr(resume, name, other)
     with pytest.raises(Killed):
         bench.run(die_at=7)
     assert {"resumed": 4, "exact": False} in bench.told
