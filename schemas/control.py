@@ -94,6 +94,7 @@ class Breaker(Open):
     opened: int = Field(default=0, ge=0, description="how often it opened without having closed")
     reason: str = ""
     fingerprint: str | None = None
+    cause: str = Field(default="", description="code and text of the failure that opened it, or of the last probe")
 
 
 def private(dependency: str, worker: str) -> str:

@@ -28,8 +28,8 @@ from schemas.control import Breaker, BreakerState, private
 from schemas.errors import FailureClass, TapeError
 from schemas.outcome import Failure
 from schemas.past import Past
-from workers.circuit import FRESH, Circuit, Rules, Step, apply, ask, hand_on, report
-from workers.failures import REFUSED, fingerprint
+from workers.circuit import FRESH, Blame, Circuit, Rules, Step, apply, ask, hand_on, report
+from workers.failures import REFUSED, cause, fingerprint
 from workers.failures import dependency as owner
 
 _LOG = structlog.get_logger("tickertape.breaker")
@@ -121,12 +121,12 @@ class Breakers:
         if failure is not None and failure.failure in NEUTRAL:
             self._give_back(job, dependency)
             return
-        look = None if failure is None else fingerprint(failure.code, failure.message)
+        blame = None if failure is None else Blame(fingerprint(failure.code, failure.message), cause(failure))
         # Jobs that kill their processes in different ways are poison, and their neighbours go on.
         poison = failure is not None and failure.failure is FailureClass.CRASHED and dependency.startswith(KIND)
         with self._lock:
             found = report(
-                circuits.get(dependency, FRESH), job, look, me=self._me, now=self._clock(), rules=self._rules,
+                circuits.get(dependency, FRESH), job, blame, me=self._me, now=self._clock(), rules=self._rules,
                 chance=self._chance(), row=not poison,
             )  # fmt: skip
             circuits[dependency] = found[0]
@@ -183,6 +183,7 @@ class Breakers:
 
     def _paused(self, name: str, circuit: Circuit, wait: float) -> Paused:
         reason = circuit.said.reason if circuit.said else "it is opening"
+        reason += f" ({circuit.cause})" if circuit.cause else ""
         return Paused(self._now() + timedelta(seconds=wait), reason, name, wait)
 
     def take(self, probe: Probe, job: str) -> bool:
@@ -254,6 +255,7 @@ class Breakers:
                 opened=order.opened,
                 reason=order.reason,
                 fingerprint=order.fingerprint,
+                cause=order.cause,
             )
         )
 

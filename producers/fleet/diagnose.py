@@ -298,9 +298,11 @@ def _breaker(case: Case) -> Answer | None:
     said = next((one for name, worker, one in away if name in needed and (everyone or not worker)), None)
     if said is not None:
         trial = said.state is BreakerState.HALF_OPEN
-        barred, more = refused(said.dependency, said.fingerprint, len(case.takers))
+        barred, more = refused(said.dependency, said.cause or said.fingerprint or "", len(case.takers))
         told = f"{barred or said.dependency + (' is on trial' if trial else ' is away')}: "
-        told += f"{said.reason or 'it failed too often'}; "
+        why = said.reason or "it failed too often"
+        cause = said.cause.removeprefix(f"{more.get('code')} ") if barred else said.cause  # its code was told
+        told += f"{cause if cause and trial else f'{why} ({cause})' if cause else why}; "
         due = said.until - facts.now if said.until else None
         soon = f"in {span(due)}" if due and due > timedelta() else "any moment"
         told += f"{said.worker} tries it with one job." if trial else f"one job tries it again {soon}."
@@ -312,7 +314,7 @@ def _breaker(case: Case) -> Answer | None:
     if len({seen.id for seen in told_by.values()}) < len(case.takers) or not told_by:
         return None
     name = min(told_by)
-    barred, more = refused(name, None, len(case.takers))
+    barred, more = refused(name, "", len(case.takers))
     more |= {"dependency": name, "breaker": told_by[name].presence.breakers[name]}
     told = f"{barred or name + ' is away'}, say the workers of this kind; one job tries it again by and by."
     return case.answer(Blocker.BREAKER, told, "tape workers", ahead=case.ahead, facts=more)

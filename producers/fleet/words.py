@@ -47,19 +47,18 @@ def count(workers: Sequence[Seen]) -> str:
     return "one worker serves" if len(workers) == 1 else f"{len(workers)} workers serve"
 
 
-def refused(breaker: str, fingerprint: str | None, takers: int) -> tuple[str, dict[str, Any]]:
-    """Return who was refused its credentials, and the facts, of a breaker for one worker; nothing for any other.
+def refused(breaker: str, cause: str, takers: int) -> tuple[str, dict[str, Any]]:
+    """Return who was refused its credentials, if it is a breaker for one worker, and the facts about the cause.
 
-    Its fingerprint begins with the code. `takers`: how many workers take such jobs; all of them are refused.
+    A cause begins with its code. `takers`: how many workers take such jobs; all of them are refused.
     """
     dependency, worker = parted(breaker)
-    if worker is None:
-        return "", {}
-    found = (fingerprint or "").partition(" ")[0]
+    found = cause.partition(" ")[0]
     code = found if found in CODES else None
     told = f"{dependency} refuses the credentials of {worker}" + (" and of the others" if takers > 1 else "")
     told += f" ({code})" if code else ""
-    return told, {"worker": worker, "code": code, "way out": hint(code) if code else None}
+    facts = {"worker": worker, "cause": cause or None, "code": code, "way out": hint(code) if code else None}
+    return told if worker else "", {name: value for name, value in facts.items() if value is not None}
 
 
 def discarded(fate: Fate, now: datetime) -> str:

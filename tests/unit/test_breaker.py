@@ -43,7 +43,7 @@ def test_three_jobs_that_fail_alike_open_it_for_the_whole_fleet() -> None:
     for member in fleet.members:
         answer = member.breakers.allowed(["models", "store"])
         assert isinstance(answer, Paused)
-        assert (answer.dependency, answer.reason) == ("store", message.reason)
+        assert (answer.dependency, answer.reason) == ("store", f"{message.reason} ({message.cause})")
         assert NOW < answer.until <= NOW + timedelta(seconds=RULES.cap_s)
         assert member.breakers.allowed(["models"]) == member.breakers.allowed([]) == Allowed()
 
@@ -60,6 +60,47 @@ def test_different_failures_in_a_row_open_it() -> None:
     for number in range(RULES.streak):
         fleet.members[0].breakers.report(f"j{number % 2}", "store", away("abcdefgh"[number]))
     assert [message.reason for message in fleet.log.records] == ["5 failures in a row, of 2 jobs or more"]
+
+
+def test_the_cause_stays_told_until_it_closes() -> None:
+    fleet = Fleet()
+    for number in range(RULES.jobs):
+        fleet.members[0].breakers.report(f"j{number}", "store", away("GET http://u:pw@s3:9000/b?sig=x1 gave 503"))
+    fleet.settle()
+    holder, probe = fleet.half_open()
+    assert holder.breakers.take(probe, "p")
+    holder.breakers.report("p", "store", away("the disk is full"))
+    fleet.settle()
+    waits = fleet.members[0].breakers.allowed(["store"])
+    assert isinstance(waits, Paused) and waits.reason == "the probe failed (TAPE-5002 the disk is full)"
+    holder, probe = fleet.half_open()
+    assert holder.breakers.take(probe, "q")
+    holder.breakers.report("q", "store", away(**REFUSED))  # its own trouble: the fleet's is what it was
+    fleet.settle()
+    holder, probe = fleet.half_open()
+    assert holder.breakers.take(probe, "r")
+    holder.breakers.report("r", "store", None)
+    fleet.settle()
+    steps = [(message.state, message.cause) for message in fleet.log.records if message.dependency == "store"]
+    told = list(dict.fromkeys(steps))
+    first, then = "TAPE-5002 GET http://s3:9000 gave 503", "TAPE-5002 the disk is full"
+    assert told == [(OPEN, first), (HALF, first), (OPEN, then), (HALF, then), (CLOSED, "")]
+
+
+def test_a_worker_that_is_refused_says_by_what() -> None:
+    fleet = Fleet()
+    one = fleet.members[0].breakers
+    for number in range(RULES.jobs):
+        one.report(f"j{number}", "store", away(**REFUSED))
+    fleet.settle()
+    fleet.time += RULES.cap_s + RULES.spread_s
+    one.allowed(["store"])
+    fleet.settle()
+    assert isinstance(probe := one.allowed(["store"]), Probe) and one.take(probe, "next")
+    one.report("next", "store", away(**REFUSED))
+    assert [(message.dependency, message.reason, message.cause) for message in fleet.log.records[-1:]] == [
+        ("store@w0", "the probe failed", "TAPE-4002 the store refused the credentials")
+    ]
 
 
 REFUSED = {"text": "the store refused the credentials", "code": "TAPE-4002"}
