@@ -42,7 +42,7 @@ def orders(desk: Desk) -> list[Drain]:
 class TestList:
     def test_a_table(self, desk: Desk, tape: Tape) -> None:
         crew(desk)
-        desk.lookout.publish(breaker(until=NOW, cause="TAPE-5002 it is full")["store"])
+        desk.lookout.publish(breaker(until=NOW, cause="TAPE-5002 it is full" + " and so on" * 12)["store"])
         for argv in (("workers",), ("workers", "ls")):
             found = tape(*argv, "--output", "table")
             assert found.code == Exit.OK
