@@ -47,6 +47,20 @@ def count(workers: Sequence[Seen]) -> str:
     return "one worker serves" if len(workers) == 1 else f"{len(workers)} workers serve"
 
 
+STUBBORN = timedelta(seconds=10)
+"""How long after it was told to stop a job that has a process of its own runs at most: it is killed before."""
+
+
+def stops(told: timedelta, holder: Seen | None) -> str:
+    """Return what becomes of a job that was told so long ago to stop; `holder` has it now, as far as is known."""
+    if holder is None or told <= STUBBORN:
+        return "its worker stops it"
+    return (
+        f"{holder.id} still has it: a handler that runs in its worker's thread and never looks up is not stopped, "
+        "keeps its slot, and how it ends counts"
+    )
+
+
 def refused(breaker: str, cause: str, takers: int) -> tuple[str, dict[str, Any]]:
     """Return who was refused its credentials, if it is a breaker for one worker, and the facts about the cause.
 

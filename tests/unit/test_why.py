@@ -72,6 +72,29 @@ CASES: dict[str, tuple[Facts, Blocker, str]] = {
         queued(events=RUNNING, fleet=fleet(worker(), cancelled={"j": Cancel(job="j", time=ago(5))})),
         Blocker.CANCELLED, "its worker stops it",
     ),
+    "cancelled, but its handler never looks up": (
+        queued(
+            events=RUNNING,
+            fleet=fleet(worker(running=("j",)), cancelled={"j": Cancel(job="j", time=ago(15))}),
+        ),
+        Blocker.CANCELLED, "w-1 still has it: a handler that runs in its worker's thread and never looks up",
+    ),
+    "cancelled, light, and in somebody's hands": (
+        queued(fleet=fleet(worker(running=("j",)), cancelled={"j": Cancel(job="j", time=ago(5))})),
+        Blocker.CANCELLED, "; its worker stops it.",
+    ),
+    "cancelled while its worker died": (
+        queued(events=RUNNING, fleet=fleet(worker(age_s=60), cancelled={"j": Cancel(job="j", time=ago(50))})),
+        Blocker.CANCELLED, "; its worker stops it.",
+    ),
+    "paused, but its handler never looks up": (
+        queued(events=RUNNING, fleet=fleet(worker(running=("j",)), paused={"j": PAUSE})),
+        Blocker.PAUSED, "w-1 still has it",
+    ),
+    "paused, and just looked at": (
+        queued(events=(*RUNNING, REST), fleet=fleet(worker(running=("j",)), paused={"j": PAUSE})),
+        Blocker.PAUSED, "it waits until it is resumed",
+    ),
     "paused": (
         queued(fleet=fleet(worker(), paused={"j": PAUSE})), Blocker.PAUSED,
         "It was paused 90 s ago by me@desk (lunch); it waits until it is resumed.",
