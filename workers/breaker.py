@@ -172,6 +172,15 @@ class Breakers:
                 probes.append(name)
         return Probe(tuple(probes)) if probes else Allowed()
 
+    def apart(self, dependencies: Iterable[str]) -> bool:
+        """Whether something of this is away for this worker, and nothing for the fleet: others may take the jobs."""
+        whole = frozenset(dependencies)
+        return any(self._away(private(name, self._me)) for name in whole) and not any(map(self._away, whole))
+
+    def _away(self, name: str) -> bool:
+        circuit = self._circuits.get(name, FRESH)
+        return circuit.state is not BreakerState.CLOSED or self._clock() - circuit.asked < self._rules.answer_s
+
     def _let_go(self, whole: frozenset[str], away: str) -> None:
         """Hand on what was claimed for jobs that need all of this, where one of it is away: they cannot probe it."""
         if self._clock() - self._circuits.get(away, FRESH).asked < self._rules.answer_s:
