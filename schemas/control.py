@@ -128,6 +128,8 @@ SILENT_S = 35.0
 """Seconds without a word after which a worker is silent: three were missed."""
 TENANT = "tenant:"
 """What the keys of tenants begin with."""
+WORKER = "worker:"
+"""What the keys of workers begin with."""
 NAMED = 32
 """Running jobs that a presence names; the others are only counted."""
 
@@ -217,7 +219,7 @@ def key(message: Control) -> str:
         return f"{TENANT}{message.tenant}"
     if isinstance(message, Pause | Resume):
         return f"{PAUSE}{message.job}"
-    return f"worker:{message.worker}" if isinstance(message, Presence) else message.job
+    return f"{WORKER}{message.worker}" if isinstance(message, Presence) else message.job
 
 
 def read(value: bytes | None) -> Control | None:

@@ -195,17 +195,23 @@ def apply(circuit: Circuit, message: Breaker, *, me: str, now: float, wall: date
     return taken, False
 
 
-def ask(circuit: Circuit, *, me: str, now: float, rules: Rules) -> tuple[Circuit, float, Order | None]:
-    """Return how many seconds jobs must wait (0: take them, one where it is half open), and a claim if one is due."""
+def ask(
+    circuit: Circuit, *, me: str, now: float, rules: Rules, silent: float = float("inf")
+) -> tuple[Circuit, float, Order | None]:
+    """Return how many seconds jobs must wait (0: take them, one where it is half open), and a claim if one is due.
+
+    `silent` is the moment from which the holder counts as dead: its claim then ends before its time.
+    """
     if now - circuit.asked < rules.answer_s:  # a step of ours is on its way; it is as good as said
         return circuit, rules.answer_s - (now - circuit.asked), None
     if circuit.state is BreakerState.CLOSED:
         return circuit, 0.0, None
-    mine = circuit.state is BreakerState.HALF_OPEN and circuit.holder == me
+    mine = circuit.holder == me and circuit.state is BreakerState.HALF_OPEN
     if now < circuit.until and mine and circuit.probe is None:
         return circuit, 0.0, None
     # Not all at once: each worker comes a little later than the moment, by a time of its own.
-    due = circuit.until + rules.spread_s * (crc32(f"{me} {circuit.epoch}".encode()) % 1_000) / 1_000
+    until = min(circuit.until, silent) if circuit.state is BreakerState.HALF_OPEN and not mine else circuit.until
+    due = until + rules.spread_s * (crc32(f"{me} {circuit.epoch}".encode()) % 1_000) / 1_000
     if now < due:
         return circuit, due - now, None
     claim = Order(BreakerState.HALF_OPEN, rules.probe_s, circuit.opened, "one job tries it", cause=circuit.cause)
