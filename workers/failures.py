@@ -118,12 +118,7 @@ def fingerprint(code: str, message: str) -> str:
 _SECRET = (
     (re.compile(r"(\w+://)(?:[^\s/@]*@)?([^\s/?#'\"]*)[^\s'\"]*"), r"\1\2"),
     (re.compile(r"\b(bearer|basic)\s+\S+", re.I), r"\1 <hidden>"),
-    (
-        re.compile(
-            r"(\w*(?:key|token|secret|password|signature|credential|authorization)\w*)['\"]?\s*[:=]\s*\S+", re.I
-        ),
-        r"\1=<hidden>",
-    ),
+    (re.compile(r"(\w*(?:key|token|secret|password|signature))['\"]?\s*[:=]\s*\S+", re.I), r"\1=<hidden>"),
     (re.compile(r"\b(?=[\w+=-]*\d)(?=[\w+=-]*[A-Za-z])[\w+=-]{16,}"), "<hidden>"),
     (re.compile(r"\s+"), " "),
 )

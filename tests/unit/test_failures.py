@@ -423,6 +423,7 @@ def test_an_old_failure_and_a_new_one_compare(message: str) -> None:
         ("GET https://u:pw@s3.desk:9000/b/k?X-Amz-Signature=1f2e gave 503", "GET https://s3.desk:9000 gave 503"),
         ("refused: Bearer abc.def-9", "refused: Bearer <hidden>"),
         ("bad api_key='sk-1', go away", "bad api_key=<hidden> go away"),
+        ("refused the credentials: HTTP Error 401", "refused the credentials: HTTP Error 401"),
         ("AKIAIOSFODNN7EXAMPLE is unknown", "<hidden> is unknown"),
         ("no store any more\n  at /mnt/store", "no store any more at /mnt/store"),
     ],
