@@ -192,6 +192,15 @@ class Client:
                     found = message if isinstance(message, Pause) else None
         return found
 
+    def cancelled(self, job: str) -> Cancel | None:
+        """Return the order by which a job is cancelled, None where there is none. Raises as `cancel` does."""
+        found = None
+        for record in self._ports.scan(self.names.control, BEGINNING, checked(job, field="job").encode()):
+            with suppress(TapeError):
+                message = control.read(record.value)
+                found = message if isinstance(message, Cancel) else None
+        return found
+
     def _order(self, order: Control) -> None:
         """Tell every worker something; return when that is confirmed."""
         subject = control.key(order)

@@ -12,7 +12,7 @@ from schemas.event import FINAL, STATE_OF, TRANSITIONS, Event, EventType, State,
 
 @dataclass(slots=True)
 class View:
-    """One job as its events tell it."""
+    """One job as its events tell it; one that came back from the dead letters as those since then do."""
 
     job: str
     kind: str
@@ -98,6 +98,8 @@ def _next(view: View, event: Event) -> None:
     before, view.state = view.state, follow(view.state, event)
     if view.state == before and event.type not in (EventType.PROGRESS, EventType.RUNNING, EventType.RETRYING):
         return
+    if before is State.DEAD:  # another life: its attempts count from zero again
+        view.attempt, view.worker, view.started, view.progress, view.code = 0, None, None, None, None
     view.updated = max(view.updated, event.time)
     view.attempt = max(view.attempt, event.attempt)
     view.worker = event.worker or view.worker

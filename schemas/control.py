@@ -94,6 +94,7 @@ class Breaker(Open):
     opened: int = Field(default=0, ge=0, description="how often it opened without having closed")
     reason: str = ""
     fingerprint: str | None = None
+    cause: str = Field(default="", description="code and text of the failure that opened it, or of the last probe")
 
 
 def private(dependency: str, worker: str) -> str:
@@ -127,6 +128,8 @@ SILENT_S = 35.0
 """Seconds without a word after which a worker is silent: three were missed."""
 TENANT = "tenant:"
 """What the keys of tenants begin with."""
+WORKER = "worker:"
+"""What the keys of workers begin with."""
 NAMED = 32
 """Running jobs that a presence names; the others are only counted."""
 
@@ -216,7 +219,7 @@ def key(message: Control) -> str:
         return f"{TENANT}{message.tenant}"
     if isinstance(message, Pause | Resume):
         return f"{PAUSE}{message.job}"
-    return f"worker:{message.worker}" if isinstance(message, Presence) else message.job
+    return f"{WORKER}{message.worker}" if isinstance(message, Presence) else message.job
 
 
 def read(value: bytes | None) -> Control | None:

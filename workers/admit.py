@@ -137,7 +137,7 @@ class Admission:
             attempt.policy, failure, attempt.past,
             attempt=attempt.number, now=attempt.started_at, chance=self._signals.chance(),
         )  # fmt: skip
-        self._settler.apply(attempt, Failed(failure=failure), decision)
+        self._settler.apply(attempt, Failed(failure=failure), self._gate.handed_on(attempt, failure, decision))
 
     def rest(self, attempt: Attempt, past: Past, pause: Pause) -> None:
         """Put a paused job off until it is looked at again; that is no attempt, and no wait that ever ends badly.

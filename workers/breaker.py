@@ -3,7 +3,9 @@
 A breaker is closed (jobs that need the dependency are taken), open (they are not), or half open (one job of the whole
 fleet tries it). Every step is a message on the compacted control topic, with an epoch one higher than the last; as that
 topic has one partition, all workers read the same order, and of several messages with one epoch the first counts. So
-a worker acts on its own message only when it has read it back: whoever's claim came first holds the one probe.
+a worker acts on its own message only when it has read it back: whoever's claim came first holds the one probe. Whoever
+dies with it is missed on the same topic, where every worker says every ten seconds that it is there: its claim ends
+when it counts as silent. One that is only slow to say so loses its claim, no more: the log decides whose step counts.
 
 Credentials that are refused are the worker's own: its breaker `store@WORKER` opens, and the others go on. Where they
 are refused to all, each finds that out for itself.
@@ -24,12 +26,12 @@ from enum import StrEnum
 
 import structlog
 
-from schemas.control import Breaker, BreakerState, private
+from schemas.control import SILENT_S, Breaker, BreakerState, private
 from schemas.errors import FailureClass, TapeError
 from schemas.outcome import Failure
 from schemas.past import Past
-from workers.circuit import FRESH, Circuit, Rules, Step, apply, ask, hand_on, report
-from workers.failures import REFUSED, fingerprint
+from workers.circuit import FRESH, LONGEST_S, Blame, Circuit, Order, Rules, Step, apply, ask, hand_on, report
+from workers.failures import REFUSED, cause, fingerprint
 from workers.failures import dependency as owner
 
 _LOG = structlog.get_logger("tickertape.breaker")
@@ -37,6 +39,8 @@ NEUTRAL = frozenset({FailureClass.INVALID, FailureClass.PERMANENT})
 """Classes that say nothing about a dependency: the job itself is at fault."""
 KIND = "kind:"
 """Before a kind's name: the breaker of all that its jobs need and nobody named."""
+KNOWN = 1_000
+"""Workers that are remembered at least."""
 YOUNG_S = 30.0
 """Seconds in which a worker reads what was said before it came; only then it needs the wall clock."""
 
@@ -96,6 +100,8 @@ class Breakers:
         self._circuits: dict[str, Circuit] = {}
         self._claimed_for: dict[str, frozenset[str]] = {}
         """All that the jobs need for which a probe was claimed last."""
+        self._heard: dict[str, float] = {}
+        """When each worker last said that it is there (monotonic)."""
         self._lock = threading.Lock()
         self._born = clock()
 
@@ -121,12 +127,12 @@ class Breakers:
         if failure is not None and failure.failure in NEUTRAL:
             self._give_back(job, dependency)
             return
-        look = None if failure is None else fingerprint(failure.code, failure.message)
+        blame = None if failure is None else Blame(fingerprint(failure.code, failure.message), cause(failure))
         # Jobs that kill their processes in different ways are poison, and their neighbours go on.
         poison = failure is not None and failure.failure is FailureClass.CRASHED and dependency.startswith(KIND)
         with self._lock:
             found = report(
-                circuits.get(dependency, FRESH), job, look, me=self._me, now=self._clock(), rules=self._rules,
+                circuits.get(dependency, FRESH), job, blame, me=self._me, now=self._clock(), rules=self._rules,
                 chance=self._chance(), row=not poison,
             )  # fmt: skip
             circuits[dependency] = found[0]
@@ -143,6 +149,20 @@ class Breakers:
         if again and circuit.said is not None:
             self._send(circuit.said)
 
+    def heard(self, worker: str, *, there: bool = True) -> None:
+        """Take in that a worker says that it is there, or took that back, in the order of the log."""
+        now = self._clock()
+        self._heard[worker] = now if there else float("-inf")
+        if len(self._heard) > KNOWN:
+            self._heard = {name: at for name, at in self._heard.items() if now - at < LONGEST_S}
+
+    def _ask(self, circuit: Circuit) -> tuple[Circuit, float, Order | None]:
+        now, silent = self._clock(), float("inf")
+        # Who does not hear himself hears nobody; who was never heard may be an older worker, that says nothing.
+        if now - self._heard.get(self._me, float("-inf")) < SILENT_S and circuit.holder in self._heard:
+            silent = self._heard[circuit.holder] + SILENT_S
+        return ask(circuit, me=self._me, now=now, rules=self._rules, silent=silent)
+
     def allowed(self, dependencies: Iterable[str]) -> Answer:
         """Say whether jobs that need these dependencies may be taken now; claims the probe where one is due."""
         circuits = self._circuits
@@ -153,7 +173,7 @@ class Breakers:
         probes: list[str] = []
         # Nobody claims the fleet's probe of one while another is away for him: the others could use it.
         for name in asked:
-            circuit, wait, order = ask(circuits.get(name, FRESH), me=self._me, now=self._clock(), rules=self._rules)
+            circuit, wait, order = self._ask(circuits.get(name, FRESH))
             if wait > 0 and order is None:
                 self._let_go(whole, name)
                 return self._paused(name, circuit, wait)
@@ -161,7 +181,7 @@ class Breakers:
         for name in asked:
             with self._lock:
                 before = circuits.get(name, FRESH)
-                circuit, wait, order = ask(before, me=self._me, now=self._clock(), rules=self._rules)
+                circuit, wait, order = self._ask(before)
                 circuits[name] = circuit
             self._say(name, (circuit, order))
             if order is not None:
@@ -171,6 +191,15 @@ class Breakers:
             if circuit.state is BreakerState.HALF_OPEN:
                 probes.append(name)
         return Probe(tuple(probes)) if probes else Allowed()
+
+    def apart(self, dependencies: Iterable[str]) -> bool:
+        """Whether something of this is away for this worker, and nothing for the fleet: others may take the jobs."""
+        whole = frozenset(dependencies)
+        return any(self._away(private(name, self._me)) for name in whole) and not any(map(self._away, whole))
+
+    def _away(self, name: str) -> bool:
+        circuit = self._circuits.get(name, FRESH)
+        return circuit.state is not BreakerState.CLOSED or self._clock() - circuit.asked < self._rules.answer_s
 
     def _let_go(self, whole: frozenset[str], away: str) -> None:
         """Hand on what was claimed for jobs that need all of this, where one of it is away: they cannot probe it."""
@@ -183,6 +212,7 @@ class Breakers:
 
     def _paused(self, name: str, circuit: Circuit, wait: float) -> Paused:
         reason = circuit.said.reason if circuit.said else "it is opening"
+        reason += f" ({circuit.cause})" if circuit.cause else ""
         return Paused(self._now() + timedelta(seconds=wait), reason, name, wait)
 
     def take(self, probe: Probe, job: str) -> bool:
@@ -254,6 +284,7 @@ class Breakers:
                 opened=order.opened,
                 reason=order.reason,
                 fingerprint=order.fingerprint,
+                cause=order.cause,
             )
         )
 

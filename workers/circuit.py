@@ -51,6 +51,14 @@ class Seen:
     fingerprint: str
 
 
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """A failure, as far as breakers care: what it has in common with its like, and how people are told of it."""
+
+    look: str
+    cause: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Circuit:
     """What one worker knows of one dependency."""
@@ -74,6 +82,11 @@ class Circuit:
         """Closed, and without a failure in memory."""
         return self.state is BreakerState.CLOSED and not self.seen and self.asked == float("-inf")
 
+    @property
+    def cause(self) -> str:
+        """The failure that opened it, or by which the last probe failed; "" where nobody told."""
+        return self.said.cause if self.said else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -84,33 +97,37 @@ class Order:
     opened: int = 0
     reason: str = ""
     fingerprint: str | None = None
+    cause: str = ""
 
 
 Step = tuple[Circuit, Order | None]
 
 
 def report(
-    circuit: Circuit, job: str, look: str | None, *, me: str, now: float, rules: Rules, chance: float, row: bool = True
-) -> Step:
-    """Take in a verdict on the dependency: `look` is the failure's fingerprint, None a success.
+    circuit: Circuit, job: str, blame: Blame | None, *, me: str, now: float, rules: Rules, chance: float,
+    row: bool = True,
+) -> Step:  # fmt: skip
+    """Take in a verdict on the dependency: `blame` is None for a success.
 
     Without `row` it counts for failures that are alike, and not for failures in a row.
     """
     if circuit.state is BreakerState.HALF_OPEN and circuit.holder == me and circuit.probe == job:
         settled = replace(circuit, asked=now)
-        if look is None:
+        if blame is None:
             return settled, Order(BreakerState.CLOSED, reason="the probe succeeded")
         opened = circuit.opened + 1
-        return settled, Order(BreakerState.OPEN, rules.pause(opened, chance), opened, "the probe failed", look)
+        pause = rules.pause(opened, chance)
+        return settled, Order(BreakerState.OPEN, pause, opened, "the probe failed", blame.look, blame.cause)
     if circuit.state is not BreakerState.CLOSED:
         return circuit, None
-    if look is None:
+    if blame is None:
         return _well(circuit, now, rules), None
-    circuit = _remember(circuit, Seen(now, job, look), rules, row)
-    reason = _outage(circuit, look, rules)
+    circuit = _remember(circuit, Seen(now, job, blame.look), rules, row)
+    reason = _outage(circuit, blame.look, rules)
     if reason is None or now - circuit.asked < rules.answer_s:
         return circuit, None
-    order = Order(BreakerState.OPEN, rules.pause(circuit.opened + 1, chance), circuit.opened + 1, reason, look)
+    opened = circuit.opened + 1
+    order = Order(BreakerState.OPEN, rules.pause(opened, chance), opened, reason, blame.look, blame.cause)
     return replace(circuit, asked=now), order
 
 
@@ -118,7 +135,9 @@ def hand_on(circuit: Circuit, job: str | None, reason: str, *, me: str, now: flo
     """Let another worker try: the probe `job` could not tell how the dependency is, or there can be none (None)."""
     if circuit.state is not BreakerState.HALF_OPEN or circuit.holder != me or circuit.probe != job:
         return circuit, None
-    return replace(circuit, asked=now), Order(BreakerState.OPEN, rules.next_s, circuit.opened, reason)
+    return replace(circuit, asked=now), Order(
+        BreakerState.OPEN, rules.next_s, circuit.opened, reason, cause=circuit.cause
+    )
 
 
 def _well(circuit: Circuit, now: float, rules: Rules) -> Circuit:
@@ -176,20 +195,26 @@ def apply(circuit: Circuit, message: Breaker, *, me: str, now: float, wall: date
     return taken, False
 
 
-def ask(circuit: Circuit, *, me: str, now: float, rules: Rules) -> tuple[Circuit, float, Order | None]:
-    """Return how many seconds jobs must wait (0: take them, one where it is half open), and a claim if one is due."""
+def ask(
+    circuit: Circuit, *, me: str, now: float, rules: Rules, silent: float = float("inf")
+) -> tuple[Circuit, float, Order | None]:
+    """Return how many seconds jobs must wait (0: take them, one where it is half open), and a claim if one is due.
+
+    `silent` is the moment from which the holder counts as dead: its claim then ends before its time.
+    """
     if now - circuit.asked < rules.answer_s:  # a step of ours is on its way; it is as good as said
         return circuit, rules.answer_s - (now - circuit.asked), None
     if circuit.state is BreakerState.CLOSED:
         return circuit, 0.0, None
-    mine = circuit.state is BreakerState.HALF_OPEN and circuit.holder == me
+    mine = circuit.holder == me and circuit.state is BreakerState.HALF_OPEN
     if now < circuit.until and mine and circuit.probe is None:
         return circuit, 0.0, None
     # Not all at once: each worker comes a little later than the moment, by a time of its own.
-    due = circuit.until + rules.spread_s * (crc32(f"{me} {circuit.epoch}".encode()) % 1_000) / 1_000
+    until = min(circuit.until, silent) if circuit.state is BreakerState.HALF_OPEN and not mine else circuit.until
+    due = until + rules.spread_s * (crc32(f"{me} {circuit.epoch}".encode()) % 1_000) / 1_000
     if now < due:
         return circuit, due - now, None
-    claim = Order(BreakerState.HALF_OPEN, rules.probe_s, circuit.opened, "one job tries it")
+    claim = Order(BreakerState.HALF_OPEN, rules.probe_s, circuit.opened, "one job tries it", cause=circuit.cause)
     return replace(circuit, asked=now, probe=None), rules.answer_s, claim
 
 

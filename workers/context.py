@@ -111,7 +111,11 @@ class Context:
         return self.stopped()
 
     def check(self) -> None:
-        """Raise when the job was cancelled, or ran past its deadline (TAPE-7001). Call it between steps."""
+        """Raise when the job was cancelled or paused, or ran past its deadline (TAPE-7001). Call it between steps.
+
+        Call it at least every two seconds: after five a process that was told to stop is killed, and a light job, which
+        has none, cannot be stopped by anything else.
+        """
         if self.stopped():
             raise CancelledByRequest
         if self.deadline is not None and time.monotonic() > self.deadline:

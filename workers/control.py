@@ -10,7 +10,7 @@ from typing import Protocol
 import structlog
 
 from schemas import control
-from schemas.control import PAUSE, TENANT, Breaker, Cancel, Drain, Pause, Resume, Tenant
+from schemas.control import PAUSE, TENANT, WORKER, Breaker, Cancel, Drain, Pause, Presence, Resume, Tenant
 from schemas.errors import TapeError, UnavailableError
 from wire.follow import Follower, KafkaFollower, Since
 from wire.settings import Settings
@@ -81,12 +81,14 @@ class Controls:
         *,
         breaker: Callable[[Breaker], None] = lambda _: None,
         drain: Callable[[Drain], None] = lambda _: None,
+        worker: Callable[[str, bool], None] = lambda _name, _there: None,
     ) -> None:
+        """Begin to read, if there is anything to. `worker` hears who is there, and who has gone."""
         self._reasons: OrderedDict[str, str] = OrderedDict()
         self._pauses: dict[str, Pause] = {}
         self.tenants: Mapping[str, Tenant] = {}
         """The newest word on each tenant; never changed, only replaced."""
-        self._breaker, self._drain = breaker, drain
+        self._breaker, self._drain, self._worker = breaker, drain, worker
         self._stop, self._informed = threading.Event(), threading.Event()
         self._read = read
         self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
@@ -119,14 +121,7 @@ class Controls:
     def apply(self, record: ControlRecord) -> None:
         """Take in one record; a tombstone takes its key's word back, and an unreadable one says nothing."""
         if record.value is None:
-            name = (record.key or b"").decode("utf-8", "replace")
-            self._reasons.pop(name, None)
-            if name.startswith(PAUSE):
-                self._pauses.pop(name.removeprefix(PAUSE), None)
-            if name.startswith(TENANT):
-                self.tenants = {
-                    tenant: said for tenant, said in self.tenants.items() if tenant != name.removeprefix(TENANT)
-                }
+            self._taken_back((record.key or b"").decode("utf-8", "replace"))
             return
         try:
             message = control.read(record.value)
@@ -143,10 +138,22 @@ class Controls:
             self._pauses.pop(message.job, None)
         elif isinstance(message, Breaker):
             self._breaker(message)
+        elif isinstance(message, Presence):
+            self._worker(message.worker, True)
         elif isinstance(message, Drain):
             self._drain(message)
         elif isinstance(message, Tenant):
             self.tenants = {**self.tenants, message.tenant: message}
+
+    def _taken_back(self, name: str) -> None:
+        self._reasons.pop(name, None)
+        if name.startswith(PAUSE):
+            self._pauses.pop(name.removeprefix(PAUSE), None)
+        if name.startswith(WORKER):
+            self._worker(name.removeprefix(WORKER), False)
+        if name.startswith(TENANT):
+            tenant = name.removeprefix(TENANT)
+            self.tenants = {one: said for one, said in self.tenants.items() if one != tenant}
 
     def close(self) -> None:
         """End the thread."""

@@ -222,6 +222,7 @@ class Executor:
             chance=self._signals.chance(),
             advanced=attempt.advanced,
         )
+        decision = self._gate.handed_on(attempt, failure, decision)
         _LOG.warning(
             "job failed", job=attempt.id, attempt=attempt.number, code=failure.code, error=failure.message,
             decision=type(decision).__name__.lower(),

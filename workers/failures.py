@@ -115,6 +115,30 @@ def fingerprint(code: str, message: str) -> str:
     return f"{code} {text.strip().casefold()[: TEXT // 2]}"
 
 
+_SECRET = (
+    (re.compile(r"(\w+://)(?:[^\s/@]*@)?([^\s/?#'\"]*)[^\s'\"]*"), r"\1\2"),
+    (re.compile(r"\b(bearer|basic)\s+\S+", re.I), r"\1 <hidden>"),
+    (re.compile(r"(\w*(?:key|token|secret|password|signature))['\"]?\s*[:=]\s*\S+", re.I), r"\1=<hidden>"),
+    (re.compile(r"\b(?=[\w+=-]*\d)(?=[\w+=-]*[A-Za-z])[\w+=-]{16,}"), "<hidden>"),
+    (re.compile(r"\s+"), " "),
+)
+CAUSE = 160
+"""Characters of a cause."""
+
+
+def cause(failure: Failure) -> str:
+    """Return the code and the text of a failure for people who see no job of it: short, and without what may be secret.
+
+    Of addresses the host stays; what is called a key, a token or the like is left out, and so are long words of letters
+    and digits.
+    """
+    text = failure.message[:SEARCHED]
+    for secret, stands in _SECRET:
+        text = secret.sub(stands, text)
+    told = f"{failure.code} {text.strip()}"
+    return told if len(told) <= CAUSE else told[: CAUSE - 1] + "…"
+
+
 def _row(error: BaseException) -> Row:
     names = _names(type(error))
     text = _text(error)

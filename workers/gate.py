@@ -10,17 +10,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from schemas.control import parted
 from schemas.errors import TapeError, UnavailableError
 from schemas.outcome import Failed, Failure, Succeeded, Verdict
 from workers.attempt import Attempt
 from workers.breaker import KIND, Allowed, Breakers, Paused
-from workers.failures import dependency, suspect
+from workers.failures import REFUSED, dependency, suspect
 from workers.kinds import Kind
+from workers.policy import Decision, Postpone
 from workers.probe import apart
 from workers.quarantine import Quarantine
 
 HANDED_ON_S = 1.0
-"""What was acquired when the device failed is soon tried by another worker: this one takes no such job."""
+"""What was acquired when the device failed, or the credentials, is soon tried by another worker: this one takes no such
+job, but one that tries it again."""
 LEFT_S = 1.0
 """A worker that leaves a job to another takes none of its kind for so long: it would get the same one again."""
 
@@ -99,6 +102,13 @@ class Gate:
     def _report(self, attempt: Attempt, failure: Failure) -> None:
         named, own = dependency(failure), self._needs[attempt.kind.name]
         self._breakers.report(attempt.id, named if named in own else f"{KIND}{attempt.kind.name}", failure)
+
+    def handed_on(self, attempt: Attempt, failure: Failure, decision: Decision) -> Decision:
+        """Return the decision about a failure; what only this worker is refused is no reason for others to wait."""
+        alone = failure.code in REFUSED or parted(str(failure.place.get("dependency", "")))[1] is not None
+        if isinstance(decision, Postpone) and alone and self._breakers.apart(self._needs[attempt.kind.name]):
+            return Postpone(min(decision.delay_s, HANDED_ON_S))
+        return decision
 
     def ended(self, attempt: Attempt) -> None:
         """The attempt is over, whatever came of it."""

@@ -74,10 +74,11 @@ def kind(
 
     `isolation="process"` runs it in a warm child process that may crash, hang or eat memory without harming the
     worker, and keeps its outcome in the store. `"thread"` is for light work: thousands a second, no protection, and a
-    timeout that only a handler which calls `context.check()` obeys. `retry` says how patient the queue is with its
-    failures; without it the kind's own policy counts (`workers.policy`), with `max_attempts`. `needs` names what the
-    kind cannot work without, such as `judge:HOST`: while that is away no job of the kind is taken. `probe` is for kinds
-    that use an accelerator: it uses it a little and raises what it meets; see `workers.quarantine`.
+    timeout, a cancellation or a pause that only a handler which calls `context.check()` obeys: nobody can stop a
+    thread, so one that never does keeps its slot to its end, and how it ends counts. `retry` says how patient the queue
+    is with its failures; without it the kind's own policy counts (`workers.policy`), with `max_attempts`. `needs` names
+    what the kind cannot work without, such as `judge:HOST`: while that is away no job of the kind is taken. `probe` is
+    for kinds that use an accelerator: it uses it a little and raises what it meets; see `workers.quarantine`.
     """
 
     def make(handler: Callable[[Context, P], Verdict]) -> Kind:

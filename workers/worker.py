@@ -124,6 +124,7 @@ class Worker:
             follow_control(settings, self._names.control),
             breaker=partial(self._meter.breaker, self._breakers),
             drain=self._told_to_drain,
+            worker=lambda name, there: self._breakers.heard(name, there=there),
         )
         # Tests that bring their own queue bring their own time, too.
         self._mover = (

@@ -44,6 +44,8 @@ def watch(context: typer.Context, job: Job, since: Since = None, timeout: Timeou
             shell.output.note("no event tells of this job yet; waiting for one")
         if pause := _paused(client, job, state):
             shell.output.note(f"it is {pause}; `tape resume {job}` lets it go on")
+        if reason := _cancelled(client, job, state):
+            shell.output.note(f"it was cancelled ({reason}) and has not stopped yet; `tape why {job}` says more")
         last = _drawn(shell, handle, limit) if shell.output.live else _printed(shell, handle, limit)
         shell.output.next(f"tape result {job}")
         return Exit.OK if last is not None and last.type == "succeeded" else Exit.JOB
@@ -227,6 +229,8 @@ def _cancel(shell: Shell, client: Client, job: str, reason: str) -> None:
     asked = state not in FINAL or state is State.CANCELLED
     told = f"{job}  {state}" if asked else f"{job}  ended already: {state}"
     shell.output.line({"job": job, "state": state, "asked": asked}, told if state else f"{job}  not seen yet")
+    if state in (State.QUEUED, State.RUNNING):
+        shell.output.note(f"it is told to stop; should that take more than some seconds: tape why {job}")
     if state is None:
         told = "no event tells of this job; should it come, it will not run"
         raise NotFoundError(told, code="TAPE-2002", job=job)
@@ -237,6 +241,16 @@ def _paused(client: Client, job: str, state: State | None) -> str:
     with suppress(TapeError):
         if state == "postponed" and (pause := client.paused(job)) is not None:
             return f"paused by {pause.by}"
+    return ""
+
+
+def _cancelled(client: Client, job: str, state: State | None) -> str:
+    """Why the job was cancelled, if it goes on all the same; "" where nobody did, or nobody can tell."""
+    from schemas.event import FINAL
+
+    with suppress(TapeError):
+        if state is not None and state not in FINAL and (order := client.cancelled(job)) is not None:
+            return order.reason
     return ""
 
 

@@ -54,7 +54,9 @@ WIDE = 160
 
 EMPTY: tuple[Any, ...] = (None, "", {}, [])
 
-WORDY = frozenset({"found", "way_out", "meaning", "when", "note", "problem", "value", "file", "path", "want", "have"})
+WORDY = frozenset(
+    {"found", "way_out", "meaning", "when", "note", "problem", "value", "file", "path", "want", "have", "cause"}
+)
 """Columns that may be broken into lines; the others are what people copy."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -37,7 +38,9 @@ class Pacing:
     canary: Annotated[int | None, typer.Option(min=0, help="Send so many first, and wait for their outcomes.")] = None
     rate: Annotated[float | None, typer.Option(min=0.01, help="Jobs a second at most.")] = None
     halt_above: Annotated[float | None, typer.Option(min=0, max=100, help="Halt when more % failed again. [20]")] = None
-    canary_timeout: Annotated[str | None, typer.Option(help="Halt when the canary takes longer, e.g. 30m.")] = None
+    canary_timeout: Annotated[
+        str | None, typer.Option(help="Stop waiting for the canary after e.g. 2h. [none ran for 10m]")
+    ] = None
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until every job has ended; exit code 6 if some failed.")
     ] = False
@@ -236,6 +239,8 @@ def _counts(value: Any) -> Any:
 
 
 def _run(shell: Shell, identity: str, pace: Pace, *, resumed: bool) -> int:
+    from producers.dead.desk import SLACK
+    from producers.fleet import Lookout, why
     from producers.redrive import state
     from producers.redrive.run import Runner
     from schemas.redrive import Phase
@@ -257,12 +262,17 @@ def _run(shell: Shell, identity: str, pace: Pace, *, resumed: bool) -> int:
             )  # fmt: skip
         if phase is Phase.DONE:
             shell.output.note("it is done already; nothing is moved twice")
-        runner = Runner(found, kept, pace, report=_reporter(shell))
-        try:
-            done = runner.run()
-        except KeyboardInterrupt:
-            shell.output.next(f"tape dead redrive resume {identity}", f"tape dead redrive status {identity}")
-            raise
+        with closing(Lookout.open(shell.settings)) as fleet:
+            since = (kept.redrive.started_at or found.now()) - SLACK
+            runner = Runner(
+                found, kept, pace, report=_reporter(shell), say=shell.output.note,
+                why=lambda job: why(fleet, job, since),
+            )  # fmt: skip
+            try:
+                done = runner.run()
+            except KeyboardInterrupt:
+                shell.output.next(f"tape dead redrive resume {identity}", f"tape dead redrive status {identity}")
+                raise
     shell.output.record(told(done))
     reasons = sorted(set(runner.left.values()))
     for reason in reasons[:5]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from producers.fleet import Fleet, Lookout, Seen
 
 COLUMNS = ("worker", "host", "kinds", "slots", "status", "seen", "running")
-AWAY = ("dependency", "breaker", "since", "until", "holder", "reason")
+AWAY = ("dependency", "breaker", "since", "until", "holder", "reason", "cause")
 LOOK_S = 0.5
 """How often the fleet is looked at while somebody waits for it."""
 SHOWN = 3
@@ -165,4 +165,5 @@ def _breaker(said: Any) -> dict[str, Any]:
         "until": said.until,
         "holder": said.worker,
         "reason": said.reason,
+        "cause": said.cause,
     }

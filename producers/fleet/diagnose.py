@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from producers.fleet.case import Case
 from producers.fleet.facts import Answer, Blocker, Facts
-from producers.fleet.view import Seen
-from producers.fleet.words import WORDS, ago, discarded, exact, hint, refused, span
+from producers.fleet.words import WORDS, ago, discarded, hint, refused, span, stops
 from producers.fleet.words import count as count_of
-from producers.fold import View, fold, newest
+from producers.fold import fold, newest
 from schemas.control import SILENT_S, BreakerState, parted
-from schemas.event import Event, State
+from schemas.event import State
 from schemas.past import Hint
 
 LATE_S = 5.0
@@ -24,52 +23,6 @@ FAR = timedelta(days=30)
 """Nobody can tell what is further away."""
 BLOCKED = {"TAPE-5010": Blocker.BREAKER, "TAPE-5011": Blocker.QUOTA, "TAPE-3008": Blocker.ELSEWHERE}
 """What a postponed job waits for, by the code in its event; for any other only time must pass."""
-
-
-STARTED = (Blocker.ENDED, Blocker.CANCELLED, Blocker.EXPIRED, Blocker.RUNNING, Blocker.LOST)
-"""Whoever asks is told here that it runs or never will; the moment before which it is not taken matters no more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """The facts, and what follows from them at once."""
-
-    facts: Facts
-    view: View | None
-    last: Event | None
-    serving: tuple[Seen, ...]
-    ahead: int | None
-
-    @property
-    def state(self) -> State | None:
-        """Where the job is as its events tell; a record without events is queued."""
-        return self.view.state if self.view else State.QUEUED if self.facts.place else None
-
-    @property
-    def takers(self) -> list[Seen]:
-        """Workers that take such jobs."""
-        return [seen for seen in self.serving if seen.takes]
-
-    def answer(self, blocker: Blocker, detail: str, *steps: str, **more: Any) -> Answer:
-        """Return the answer, with the facts that belong to every one of its kind."""
-        early = self.facts.early
-        if early is not None and blocker not in STARTED:
-            detail += f" It is not taken before {exact(early)}."
-        facts = {name: value for name, value in {**self.told(), **more.pop("facts", {})}.items() if value is not None}
-        return Answer(
-            job=self.facts.job, state=self.state, blocker=blocker, detail=detail, facts=facts, next=steps, **more
-        )
-
-    def told(self) -> dict[str, Any]:
-        """Return what is worth knowing whatever the answer is."""
-        facts, view, place = self.facts, self.view, self.facts.place
-        found: dict[str, Any] = {"kind": facts.kind, "lane": facts.lane if facts.kind else None}
-        if view is not None:
-            found |= {"submitted": view.submitted, "attempt": view.attempt or None, "worker": view.worker}
-        if place is not None:
-            found["record"] = f"{place.topic}/{place.partition}/{place.offset}"
-            found |= {"replays": place.past.replays or None, "not before": self.facts.early}
-        return found
 
 
 def diagnose(facts: Facts) -> Answer:
@@ -132,7 +85,9 @@ def _cancelled(case: Case) -> Answer | None:
     # What was sent again after it died is cancelled all the same: the order stands until it is taken back.
     if order is None:
         return None
-    told = "its worker stops it" if case.state is State.RUNNING else "the worker that takes its record says so"
+    told = "the worker that takes its record says so"
+    if case.held:
+        told = stops(case.facts.now - order.time, case.holder)
     return case.answer(
         Blocker.CANCELLED, f"It was cancelled {ago(case.facts.now, order.time)} ({order.reason}); {told}.",
         f"tape watch {case.facts.job}",
@@ -144,7 +99,9 @@ def _paused(case: Case) -> Answer | None:
     job, said = case.facts.job, case.facts.fleet.paused.get(case.facts.job)
     if said is None:
         return None
-    told = "its worker stops it" if case.state is State.RUNNING else "it waits until it is resumed"
+    told = "it waits until it is resumed"
+    if case.held:
+        told = stops(case.facts.now - said.time, case.holder)
     return case.answer(
         Blocker.PAUSED, f"It was paused {ago(case.facts.now, said.time)} by {said.by}; {told}.",
         f"tape resume {job}", f"tape cancel {job}",
@@ -153,8 +110,7 @@ def _paused(case: Case) -> Answer | None:
 
 
 def _running(case: Case) -> Answer | None:
-    facts, job = case.facts, case.facts.job
-    holder = next((seen for seen in facts.fleet.workers if not seen.silent and job in seen.presence.running), None)
+    facts, job, holder = case.facts, case.facts.job, case.holder
     if case.state is not State.RUNNING:
         if holder is None or case.state in (State.RETRYING, State.POSTPONED):
             return None
@@ -298,9 +254,11 @@ def _breaker(case: Case) -> Answer | None:
     said = next((one for name, worker, one in away if name in needed and (everyone or not worker)), None)
     if said is not None:
         trial = said.state is BreakerState.HALF_OPEN
-        barred, more = refused(said.dependency, said.fingerprint, len(case.takers))
+        barred, more = refused(said.dependency, said.cause or said.fingerprint or "", len(case.takers))
         told = f"{barred or said.dependency + (' is on trial' if trial else ' is away')}: "
-        told += f"{said.reason or 'it failed too often'}; "
+        why = said.reason or "it failed too often"
+        cause = said.cause.removeprefix(f"{more.get('code')} ") if barred else said.cause  # its code was told
+        told += f"{cause if cause and trial else f'{why} ({cause})' if cause else why}; "
         due = said.until - facts.now if said.until else None
         soon = f"in {span(due)}" if due and due > timedelta() else "any moment"
         told += f"{said.worker} tries it with one job." if trial else f"one job tries it again {soon}."
@@ -312,7 +270,7 @@ def _breaker(case: Case) -> Answer | None:
     if len({seen.id for seen in told_by.values()}) < len(case.takers) or not told_by:
         return None
     name = min(told_by)
-    barred, more = refused(name, None, len(case.takers))
+    barred, more = refused(name, "", len(case.takers))
     more |= {"dependency": name, "breaker": told_by[name].presence.breakers[name]}
     told = f"{barred or name + ' is away'}, say the workers of this kind; one job tries it again by and by."
     return case.answer(Blocker.BREAKER, told, "tape workers", ahead=case.ahead, facts=more)

@@ -47,19 +47,32 @@ def count(workers: Sequence[Seen]) -> str:
     return "one worker serves" if len(workers) == 1 else f"{len(workers)} workers serve"
 
 
-def refused(breaker: str, fingerprint: str | None, takers: int) -> tuple[str, dict[str, Any]]:
-    """Return who was refused its credentials, and the facts, of a breaker for one worker; nothing for any other.
+STUBBORN = timedelta(seconds=10)
+"""How long after it was told to stop a job that has a process of its own runs at most: it is killed before."""
 
-    Its fingerprint begins with the code. `takers`: how many workers take such jobs; all of them are refused.
+
+def stops(told: timedelta, holder: Seen | None) -> str:
+    """Return what becomes of a job that was told so long ago to stop; `holder` has it now, as far as is known."""
+    if holder is None or told <= STUBBORN:
+        return "its worker stops it"
+    return (
+        f"{holder.id} still has it: a handler that runs in its worker's thread and never looks up is not stopped, "
+        "keeps its slot, and how it ends counts"
+    )
+
+
+def refused(breaker: str, cause: str, takers: int) -> tuple[str, dict[str, Any]]:
+    """Return who was refused its credentials, if it is a breaker for one worker, and the facts about the cause.
+
+    A cause begins with its code. `takers`: how many workers take such jobs; all of them are refused.
     """
     dependency, worker = parted(breaker)
-    if worker is None:
-        return "", {}
-    found = (fingerprint or "").partition(" ")[0]
+    found = cause.partition(" ")[0]
     code = found if found in CODES else None
     told = f"{dependency} refuses the credentials of {worker}" + (" and of the others" if takers > 1 else "")
     told += f" ({code})" if code else ""
-    return told, {"worker": worker, "code": code, "way out": hint(code) if code else None}
+    facts = {"worker": worker, "cause": cause or None, "code": code, "way out": hint(code) if code else None}
+    return told if worker else "", {name: value for name, value in facts.items() if value is not None}
 
 
 def discarded(fate: Fate, now: datetime) -> str:

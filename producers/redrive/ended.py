@@ -17,13 +17,14 @@ def ended(desk: Desk, jobs: Mapping[str, datetime]) -> dict[str, str]:
     """Return how those of these jobs ended that did after the moment given for each.
 
     Every event since the first of them is looked at, however many there are: a job that is missed here, and of which
-    nothing is kept in the store, would run again.
+    nothing is kept in the store, would run again. Of those of other jobs it is their keys only.
     """
     found: dict[str, str] = {}
     if not jobs:
         return found
     try:
-        feed = desk.follower.read(desk.names.events, since=min(jobs.values()) - SLACK)
+        keys = {job.encode() for job in jobs}
+        feed = desk.follower.read(desk.names.events, since=min(jobs.values()) - SLACK, keys=keys)
     except NotFoundError:
         return found
     with feed:

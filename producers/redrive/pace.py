@@ -22,7 +22,8 @@ MOMENT_S = 0.0005
 class Pace:
     """What a run was asked for; None leaves what the redrive was run with before.
 
-    `canary` jobs go first, and their outcomes are awaited for `canary_timeout_s` seconds at most; then `rate` jobs a
+    `canary` jobs go first, and their outcomes are awaited for `canary_timeout_s` seconds at most (None: until none of
+    them has run for ten minutes); then `rate` jobs a
     second at most; it halts when more than `halt_above` percent of those that ended have failed again. With `wait`, the
     run ends only when every job has.
     """

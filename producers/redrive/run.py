@@ -17,9 +17,10 @@ from producers.dead.letter import Letter
 from producers.redrive.carry import Carrier
 from producers.redrive.pace import LEAST, Metronome, Pace, batches, sample
 from producers.redrive.state import Kept, noted, step
+from producers.redrive.wait import PATIENCE_S, Wait, Why
 from producers.redrive.watch import Tally, Watch, ours, trips
 from schemas.dead import Fate, Place
-from schemas.errors import ConflictError
+from schemas.errors import ConflictError, TimeoutExceeded
 from schemas.ids import uuid7
 from schemas.redrive import Line, Phase, Redrive
 from wire.follow import Feed
@@ -38,7 +39,10 @@ class Halt(Exception):  # noqa: N818 - no error: the redrive stops because it sh
 
 
 class Runner:
-    """Carries out one redrive. `report` is told of every saved state; `sleep` and `clock` are the time's."""
+    """Carries out one redrive. `report` is told of every saved state; `sleep` and `clock` are the time's.
+
+    `why` tells why a job is not running, and `say` is told that where the redrive waits for it.
+    """
 
     def __init__(
         self,
@@ -47,11 +51,13 @@ class Runner:
         pace: Pace,
         *,
         report: Callable[[Redrive], None] = lambda redrive: None,
+        say: Callable[[str], None] = lambda told: None,
+        why: Why | None = None,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._desk, self._kept, self._pace = desk, kept, pace
-        self._report, self._sleep, self._clock = report, sleep, clock
+        self._report, self._say, self._why, self._sleep, self._clock = report, say, why, sleep, clock
         self._me = f"{desk.who}/{uuid7()[-8:]}"
         self._carrier = Carrier(desk, kept.redrive.plan, heed=self._heed, sleep=sleep)
         self._watch = Watch()
@@ -62,7 +68,8 @@ class Runner:
         """Move what is to be moved and return the state: done, or halted.
 
         Raises `ConflictError` TAPE-3006 when another runner took over, TAPE-3007 when the redrive is in no state for
-        this, and whatever broker and store raise; resuming is safe after all of them.
+        this, `TimeoutExceeded` TAPE-7002 when the canary's jobs do not end in time, and whatever broker and store
+        raise; running it again is safe after all of them.
         """
         if self._kept.redrive.phase is Phase.DONE:
             return self._kept.redrive
@@ -130,7 +137,11 @@ class Runner:
         gone = sum(self._counts(fate) for fate in self._carrier.moved.values())
         fresh = [line for line in lines if self._carrier.waits(line)]
         self._move(sample(fresh, max(0, redrive.canary - gone)), Metronome(None, self._clock))
-        self._await(self._pace.canary_timeout_s, certain=True)
+        limit = self._pace.canary_timeout_s
+        try:
+            self._await(certain=True, limit_s=PATIENCE_S if limit is None else limit, soft=limit is None)
+        except TimeoutExceeded as late:
+            raise self._late(late) from None
         tally = self._tally()
         if trips(tally, redrive.halt_above, 1):
             raise Halt(_told(tally))
@@ -142,9 +153,19 @@ class Runner:
             what = f"went on without a canary: {told}"
         self._save(noted(passed, what, by=self._desk.who, now=now))
 
-    def _await(self, timeout: float | None, *, certain: bool) -> None:
+    def _late(self, late: TimeoutExceeded) -> TimeoutExceeded:
+        """Note that nobody waits any more, and return the error that says how to go on: the canary stays what it is."""
+        redrive, name = self._kept.redrive, self._kept.redrive.plan.id
+        what = f"waits no longer: {late.message}"
+        self._save(self._counted(noted(redrive, what, by=self._desk.who, now=self._desk.now())))
+        return TimeoutExceeded(
+            late.message, code=late.code, redrive=name, moved=len(self._carrier.moved),
+            hint=f"mend what it waits for; `tape dead redrive run {name}` goes on from here, and moves nothing twice",
+        )  # fmt: skip
+
+    def _await(self, *, certain: bool, limit_s: float | None = None, soft: bool = False) -> None:
         """Wait until what was moved has ended, or, if that is asked, until it is certain that too many have failed."""
-        until = None if timeout is None else self._clock() + timeout
+        wait = Wait(self._why, self._say, self._clock, limit_s, soft)
         while True:
             self._drain()
             tally = self._tally()
@@ -152,8 +173,8 @@ class Runner:
                 raise Halt(_told(tally))
             if not tally.open:
                 return
-            if until is not None and self._clock() >= until:
-                raise Halt(f"{tally.open} jobs of the canary have not ended within {timeout:g} s")
+            moved = self._carrier.moved.values()
+            wait.look([fate.job for fate in moved if self._counts(fate) and not self._watch.ended(fate.letter)])
             self._look()
             self._sleep(STEP_S)
 
@@ -197,7 +218,7 @@ class Runner:
 
     def _end(self) -> Redrive:
         if self._pace.wait:
-            self._await(None, certain=False)
+            self._await(certain=False)
         now, moved, left = self._desk.now(), len(self._carrier.moved), len(self._carrier.left)
         what = f"done: moved {moved}" + (f", left {left}" if left else "")
         done = self._counted(step(self._kept.redrive, Phase.DONE, now=now))

@@ -90,6 +90,11 @@ class Watch:
             failed += end in FAILED
         return Tally(moved, settled, failed)
 
+    def ended(self, letter: str) -> bool:
+        """Whether the job of a letter has ended since it was moved."""
+        life = self._letters.get(letter)
+        return life is not None and life.end is not None
+
     def failures(self) -> list[str]:
         """Return the jobs that failed again."""
         return [job for job, lives in self._jobs.items() if any(life.end in FAILED for life in lives.values())]

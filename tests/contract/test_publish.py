@@ -112,6 +112,8 @@ def test_records_of_a_key_keep_their_order(world: World) -> None:
         found = [record for batch in world.follower.read(world.topic, key=key) for record in batch]
         assert [record.value for record in found] == [b"%d" % number for number in range(200)]
         assert {record.key for record in found} == {key}
+    some = [record for batch in world.follower.read(world.topic, keys=set(keys[:2])) for record in batch]
+    assert sorted(record.key or b"" for record in some) == [b"a"] * 200 + [b"b"] * 200
 
 
 def test_a_chosen_partition_is_used(world: World) -> None:

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from schemas.control import Breaker
+from schemas.control import SILENT_S, Breaker
 from schemas.errors import FailureClass
 from schemas.outcome import Failure
 from schemas.past import Past, Try
-from workers.breaker import YOUNG_S, Allowed, Disposition, Paused, Probe
+from workers.breaker import KNOWN, YOUNG_S, Allowed, Disposition, Paused, Probe
 from workers.circuit import KEPT
 
 
@@ -43,7 +43,7 @@ def test_three_jobs_that_fail_alike_open_it_for_the_whole_fleet() -> None:
     for member in fleet.members:
         answer = member.breakers.allowed(["models", "store"])
         assert isinstance(answer, Paused)
-        assert (answer.dependency, answer.reason) == ("store", message.reason)
+        assert (answer.dependency, answer.reason) == ("store", f"{message.reason} ({message.cause})")
         assert NOW < answer.until <= NOW + timedelta(seconds=RULES.cap_s)
         assert member.breakers.allowed(["models"]) == member.breakers.allowed([]) == Allowed()
 
@@ -60,6 +60,47 @@ def test_different_failures_in_a_row_open_it() -> None:
     for number in range(RULES.streak):
         fleet.members[0].breakers.report(f"j{number % 2}", "store", away("abcdefgh"[number]))
     assert [message.reason for message in fleet.log.records] == ["5 failures in a row, of 2 jobs or more"]
+
+
+def test_the_cause_stays_told_until_it_closes() -> None:
+    fleet = Fleet()
+    for number in range(RULES.jobs):
+        fleet.members[0].breakers.report(f"j{number}", "store", away("GET http://u:pw@s3:9000/b?sig=x1 gave 503"))
+    fleet.settle()
+    holder, probe = fleet.half_open()
+    assert holder.breakers.take(probe, "p")
+    holder.breakers.report("p", "store", away("the disk is full"))
+    fleet.settle()
+    waits = fleet.members[0].breakers.allowed(["store"])
+    assert isinstance(waits, Paused) and waits.reason == "the probe failed (TAPE-5002 the disk is full)"
+    holder, probe = fleet.half_open()
+    assert holder.breakers.take(probe, "q")
+    holder.breakers.report("q", "store", away(**REFUSED))  # its own trouble: the fleet's is what it was
+    fleet.settle()
+    holder, probe = fleet.half_open()
+    assert holder.breakers.take(probe, "r")
+    holder.breakers.report("r", "store", None)
+    fleet.settle()
+    steps = [(message.state, message.cause) for message in fleet.log.records if message.dependency == "store"]
+    told = list(dict.fromkeys(steps))
+    first, then = "TAPE-5002 GET http://s3:9000 gave 503", "TAPE-5002 the disk is full"
+    assert told == [(OPEN, first), (HALF, first), (OPEN, then), (HALF, then), (CLOSED, "")]
+
+
+def test_a_worker_that_is_refused_says_by_what() -> None:
+    fleet = Fleet()
+    one = fleet.members[0].breakers
+    for number in range(RULES.jobs):
+        one.report(f"j{number}", "store", away(**REFUSED))
+    fleet.settle()
+    fleet.time += RULES.cap_s + RULES.spread_s
+    one.allowed(["store"])
+    fleet.settle()
+    assert isinstance(probe := one.allowed(["store"]), Probe) and one.take(probe, "next")
+    one.report("next", "store", away(**REFUSED))
+    assert [(message.dependency, message.reason, message.cause) for message in fleet.log.records[-1:]] == [
+        ("store@w0", "the probe failed", "TAPE-4002 the store refused the credentials")
+    ]
 
 
 REFUSED = {"text": "the store refused the credentials", "code": "TAPE-4002"}
@@ -296,6 +337,92 @@ def test_a_claim_whose_holder_died_is_taken_over() -> None:
     assert isinstance(other.breakers.allowed(["store"]), Probe)
 
 
+def hear(fleet: Fleet, *names: str, there: bool = True) -> None:
+    """Let every worker read that these are there, or have gone."""
+    for member in fleet.members:
+        for name in names:
+            member.breakers.heard(name, there=there)
+
+
+def taken_over(fleet: Fleet, other: Member) -> float:
+    """Let the time pass until another worker holds the probe; return how long that took. The others are heard."""
+    began = fleet.time
+    while not isinstance(other.breakers.allowed(["store"]), Probe):
+        fleet.settle()
+        fleet.time += 0.5
+        hear(fleet, *(member.name for member in fleet.members))
+        assert fleet.time - began < 2 * RULES.probe_s
+    return fleet.time - began
+
+
+def test_the_claim_of_a_worker_that_fell_silent_ends_then() -> None:
+    fleet = Fleet(2)
+    fleet.outage()
+    holder, _ = fleet.half_open()
+    hear(fleet, *(member.name for member in fleet.members))
+    fleet.members.remove(holder)
+    (other,) = fleet.members
+    took = taken_over(fleet, other)
+    assert SILENT_S <= took <= SILENT_S + RULES.spread_s + RULES.answer_s + 1
+    assert fleet.log.records[-1].worker == other.name
+
+
+def test_the_claim_of_a_worker_that_went_ends_at_once() -> None:
+    fleet = Fleet(2)
+    fleet.outage()
+    holder, _ = fleet.half_open()
+    hear(fleet, *(member.name for member in fleet.members))
+    fleet.members.remove(holder)
+    hear(fleet, holder.name, there=False)
+    assert taken_over(fleet, fleet.members[0]) <= RULES.spread_s + RULES.answer_s + 1
+
+
+def test_the_claim_of_a_worker_that_is_heard_or_never_was_lasts_its_time() -> None:
+    for known in (True, False):
+        fleet = Fleet(2)
+        fleet.outage()
+        holder, _ = fleet.half_open()
+        (other,) = [member for member in fleet.members if member is not holder]
+        if not known:
+            fleet.members.remove(holder)
+        assert taken_over(fleet, other) >= RULES.probe_s
+
+
+def test_who_does_not_hear_himself_takes_nobody_for_dead() -> None:
+    fleet = Fleet(2)
+    fleet.outage()
+    holder, _ = fleet.half_open()
+    (other,) = [member for member in fleet.members if member is not holder]
+    hear(fleet, holder.name, other.name)
+    said = len(fleet.log.records)
+    fleet.time += RULES.probe_s - 1
+    assert isinstance(other.breakers.allowed(["store"]), Paused)
+    assert len(fleet.log.records) == said
+
+
+def test_a_worker_that_was_only_slow_to_say_so_loses_its_claim_and_no_more() -> None:
+    fleet = Fleet(2)
+    fleet.outage()
+    holder, probe = fleet.half_open()
+    (other,) = [member for member in fleet.members if member is not holder]
+    hear(fleet, holder.name, other.name)
+    assert holder.breakers.take(probe, "slow")
+    fleet.time += SILENT_S + RULES.spread_s
+    hear(fleet, other.name)
+    other.breakers.allowed(["store"])
+    holder.breakers.report("slow", "store", None)  # its word came later than the other's claim
+    fleet.settle()
+    fleet.time += RULES.answer_s
+    assert fleet.states() == {HALF} and isinstance(other.breakers.allowed(["store"]), Probe)
+
+
+def test_only_workers_of_late_are_remembered() -> None:
+    one = Fleet(1).members[0].breakers
+    for number in range(2 * KNOWN):
+        one.heard(f"w{number}", there=number % 2 == 0)
+    assert len(one._heard) <= KNOWN + 1
+
+
 def test_the_result_of_a_claim_that_ran_out_counts_for_nothing() -> None:
     fleet = Fleet(2)
     fleet.outage()
@@ -397,9 +524,18 @@ class AnyFleet(RuleBasedStateMachine):
     def member(self, number: int) -> Member:
         return self.fleet.members[number % len(self.fleet.members)]
 
-    @rule(seconds=st.sampled_from([0.1, 1.0, 4.0, 6.0, 65.0, 130.0, 310.0]))
+    @rule(seconds=st.sampled_from([0.1, 1.0, 4.0, 6.0, 36.0, 65.0, 130.0, 310.0]))
     def wait(self, seconds: float) -> None:
         self.fleet.time += seconds
+
+    @rule(number=st.integers(0, 9), there=st.booleans())
+    def presence(self, number: int, there: bool) -> None:
+        """One is heard, or is said to have gone although it may work on."""
+        hear(self.fleet, self.member(number).name, there=there)
+
+    @rule()
+    def all_are_heard(self) -> None:
+        hear(self.fleet, *(member.name for member in self.fleet.members))
 
     @rule(number=st.integers(0, 9), count=st.integers(1, 5))
     def listen(self, number: int, count: int) -> None:

@@ -270,6 +270,16 @@ class TestCancel:
         assert found.rows == [{"job": job, "state": "cancelled", "asked": True}]
         assert json.loads(ports.of("tape.control")[0].value or b"")["reason"] == "enough"
 
+    def test_one_that_goes_on_all_the_same_is_told_as_such(self, tape: Tape, ports: MemoryPorts) -> None:
+        job = submitted(tape)
+        told(ports, job, EventType.RUNNING, attempt=1, worker="w1")
+        found = tape("cancel", job, "--reason", "a slip")
+        assert found.rows == [{"job": job, "state": "running", "asked": True}]
+        assert f"should that take more than some seconds: tape why {job}" in found.err
+        assert "cancelled (a slip) and has not stopped yet" in tape("watch", job, "--timeout", "0.2").err
+        ended(ports, job)
+        assert "has not stopped" not in tape("watch", job).err
+
     def test_an_ended_job_is_left_alone(self, tape: Tape, ports: MemoryPorts) -> None:
         job = submitted(tape)
         ended(ports, job)

@@ -42,7 +42,7 @@ def orders(desk: Desk) -> list[Drain]:
 class TestList:
     def test_a_table(self, desk: Desk, tape: Tape) -> None:
         crew(desk)
-        desk.lookout.publish(breaker(until=NOW)["store"])
+        desk.lookout.publish(breaker(until=NOW, cause="TAPE-5002 it is full" + " and so on" * 12)["store"])
         for argv in (("workers",), ("workers", "ls")):
             found = tape(*argv, "--output", "table")
             assert found.code == Exit.OK
@@ -52,9 +52,9 @@ class TestList:
             assert "2/2   busy     0 s ago  a, b, c +2" in lines[0]
             assert "draining" in lines[1]
             assert "silent   90 s ago" in lines[2]
-            assert lines[4].split() == ["DEPENDENCY", "BREAKER", "SINCE", "UNTIL", "HOLDER", "REASON"]
+            assert lines[4].split() == ["DEPENDENCY", "BREAKER", "SINCE", "UNTIL", "HOLDER", "REASON", "CAUSE"]
             assert lines[5].split()[:2] == ["store", "open"]
-            assert "5 failures in a row" in lines[5]
+            assert "5 failures in a row TAPE-5002 it is full" in lines[5]
             assert "w-silent has been silent for 90 s" in found.err
 
     def test_for_scripts(self, desk: Desk, tape: Tape) -> None:

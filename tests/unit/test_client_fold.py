@@ -40,6 +40,29 @@ def test_a_life() -> None:
     assert view.row()["state"] == "succeeded"
 
 
+def test_a_life_after_the_dead_letters_counts_its_own_attempts() -> None:
+    died = Failure(failure="resource", code="TAPE-6003", message="x")
+    stopped = Failure(failure="permanent", code="TAPE-6005", message="x")
+    stream = [
+        event(EventType.QUEUED, 0, labels={"a": "b"}),
+        event(EventType.RUNNING, 1, attempt=3, worker="w1"),
+        event(EventType.PROGRESS, 2, attempt=3, worker="w1", progress={"step": 9}),
+        event(EventType.DEAD, 3, attempt=3, worker="w1", failure=died),
+        event(EventType.QUEUED, 0),  # the submitter's own may come late
+    ]
+    view = fold(stream)["j"]
+    assert (view.state, view.attempt, view.code) == (State.DEAD, 3, "TAPE-6003")
+    stream.append(event(EventType.QUEUED, 4, redrive=1))
+    view = fold(stream)["j"]
+    assert (view.state, view.attempt, view.worker, view.seconds, view.progress, view.code) == (
+        State.QUEUED, 0, None, None, None, None,
+    )  # fmt: skip
+    assert (view.submitted, view.labels) == (START, {"a": "b"})
+    stream += [event(EventType.RUNNING, 5, attempt=1), event(EventType.CANCELLED, 6, attempt=1, failure=stopped)]
+    view = fold(stream)["j"]
+    assert (view.state, view.attempt, view.code) == (State.CANCELLED, 1, "TAPE-6005")
+
+
 def test_why_it_failed_is_kept() -> None:
     failure = Failure(failure="invalid", code="TAPE-1008", message="x")
     assert fold([event(EventType.QUEUED), event(EventType.FAILED, 1, failure=failure)])["j"].code == "TAPE-1008"

@@ -13,6 +13,7 @@ from dead_rig import Rig
 
 from producers.cli.exits import Exit
 from producers.dead.desk import Desk
+from producers.fleet import Lookout
 from producers.redrive.pace import Pace
 from schemas.event import EventType
 
@@ -216,6 +217,22 @@ class TestRedrive:
         assert sum(rig.moved().values()) == 5
         assert {row["redrive"] for row in tape("audit").rows} == {name}
         assert "job-0" in tape("redrive", "status", name, "--output", "table").out
+
+    def test_a_canary_that_nobody_takes_is_told_as_such_and_goes_on_by_the_same_command(
+        self, rig: Rig, tape: Tape, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Lookout, "open", lambda settings: Lookout.memory(rig.log, rig.names, now=lambda: rig.time))
+        fill(rig)
+        name = tape("redrive", "plan", "--code", "TAPE-6003").row["id"]
+        command = ("redrive", "run", name, "--canary", "3", "--canary-timeout")
+        late = tape(*command, "0")
+        assert late.code == Exit.TIMEOUT and "TAPE-7002 the canary has not ended within 0 s, 3 to go" in late.err
+        assert "job-0: No worker for the kind 'inference' is running." in late.err
+        assert sum(rig.moved().values()) == 3
+        for job in rig.moved():
+            rig.tell(job, EventType.SUCCEEDED)
+        done = tape(*command, "60")
+        assert (done.code, done.row["state"], sum(rig.moved().values())) == (Exit.OK, "done", 5)
 
     def test_a_plan_with_jobs_that_killed_their_workers_warns(self, rig: Rig, tape: Tape) -> None:
         fill(rig)

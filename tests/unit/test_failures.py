@@ -32,7 +32,7 @@ from schemas.foreign import FOREIGN, Row
 from schemas.outcome import Failure
 from schemas.past import TEXT, Try
 from wire.blobs.s3 import REFUSALS
-from workers.failures import FAMILIES, classify, dependency, fingerprint, match, suspect
+from workers.failures import CAUSE, FAMILIES, cause, classify, dependency, fingerprint, match, suspect
 
 ROOT = Path(__file__).parents[2]
 Case = tuple[BaseException, str, str]
@@ -414,3 +414,24 @@ def test_an_old_failure_and_a_new_one_compare(message: str) -> None:
         attempt=1, ended_at=datetime(2026, 1, 1, tzinfo=UTC), worker="w",
     )  # fmt: skip
     assert fingerprint(told.code, told.message) == fingerprint("TAPE-6001", message)
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("the store does not answer", "the store does not answer"),
+        ("GET https://u:pw@s3.desk:9000/b/k?X-Amz-Signature=1f2e gave 503", "GET https://s3.desk:9000 gave 503"),
+        ("refused: Bearer abc.def-9", "refused: Bearer <hidden>"),
+        ("bad api_key='sk-1', go away", "bad api_key=<hidden> go away"),
+        ("refused the credentials: HTTP Error 401", "refused the credentials: HTTP Error 401"),
+        ("AKIAIOSFODNN7EXAMPLE is unknown", "<hidden> is unknown"),
+        ("no store any more\n  at /mnt/store", "no store any more at /mnt/store"),
+    ],
+)
+def test_a_cause_is_short_and_holds_no_secret(message: str, told: str) -> None:
+    assert cause(Failure(failure="dependency", code="TAPE-5002", message=message)) == f"TAPE-5002 {told}"
+
+
+def test_a_cause_is_bounded() -> None:
+    found = cause(Failure(failure="dependency", code="TAPE-5002", message="no " * 9_000))
+    assert (len(found), found[-1]) == (CAUSE, "…")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worker_twin import NAMES, Bench, Clock, kind, record, tried
 
-from schemas.errors import FailureClass, JobError, TapeError
+from schemas.control import Breaker, BreakerState
+from schemas.errors import AuthError, FailureClass, JobError, TapeError
 from schemas.event import EventType
 from schemas.outcome import Succeeded
 from schemas.past import Hint
 from wire.share import AckType
-from workers.gate import LEFT_S, Gate
+from workers.circuit import Rules
+from workers.gate import HANDED_ON_S, LEFT_S, Gate
 from workers.kinds import Kind
 from workers.probe import apart, run
 from workers.quarantine import CAP_S, FIRST_S, LONG_S, REST_S, Quarantine
@@ -24,6 +27,7 @@ from workers.quarantine import CAP_S, FIRST_S, LONG_S, REST_S, Quarantine
 BROKEN = JobError("CUDA error: uncorrectable ECC error encountered", code="TAPE-6016", device="suspect")
 HUNG = JobError("the attempt was killed at its timeout", code="TAPE-7001", hung=True)
 LATE = JobError("the attempt ran past its timeout", code="TAPE-7001")
+ANSWERED_S, HOUR = Rules().answer_s, timedelta(hours=1)
 CAMPAIGN = Path(__file__).parents[1] / "campaign" / "site"
 
 
@@ -85,6 +89,47 @@ def test_a_device_error_stops_heavy_kinds_until_a_probe_passes() -> None:
     assert (worker.gate.device, worker.gate.room("say")) == (None, None)
     worker.run(record("job-4"))
     assert worker.events("job-4")[-1].type is EventType.SUCCEEDED
+
+
+REFUSED = AuthError("the store refused the credentials", code="TAPE-4002")
+
+
+def delay(worker: Bench, job: str, *, advance_s: float = 0.0) -> float:
+    """Run a job that is put off; return for how long."""
+    worker.clock.advance(advance_s)
+    worker.run(record(job))
+    last = worker.events(job)[-1]
+    assert last.type is EventType.POSTPONED and last.until is not None
+    for message in worker.said[:]:
+        worker.breakers.apply(message)
+    worker.said.clear()
+    return (last.until - worker.clock.now()).total_seconds()
+
+
+def test_what_one_worker_is_refused_is_soon_free_for_the_others() -> None:
+    worker = bench(Ward(), *[REFUSED] * 9)
+    before = [delay(worker, f"job-{number}") for number in range(2)]
+    assert min(before) > HANDED_ON_S, "it may be the job: nobody knows yet"
+    assert delay(worker, "third") == HANDED_ON_S, "its breaker opens"
+    assert delay(worker, "fourth", advance_s=ANSWERED_S) == HANDED_ON_S, "it was acquired before that"
+    claimed = delay(worker, "fifth", advance_s=310.0)
+    assert (claimed, worker.breakers.states()["store@w1"].state) == (HANDED_ON_S, BreakerState.HALF_OPEN)
+    assert delay(worker, "probe", advance_s=ANSWERED_S) == HANDED_ON_S
+    opened = worker.breakers.states()["store@w1"]
+    assert (opened.state, opened.opened) == (BreakerState.OPEN, 2), "it was tried, and the worker takes no more"
+    assert worker.gate.room("say") == 0
+
+
+def test_what_the_fleet_does_without_is_waited_for_though_one_worker_is_refused_too() -> None:
+    worker = bench(Ward(), *[REFUSED] * 9)
+    for number in range(3):
+        delay(worker, f"job-{number}")
+    since = worker.clock.now()
+    for name in ("store", "store@w1"):
+        worker.breakers.apply(
+            Breaker(dependency=name, state=BreakerState.OPEN, epoch=9, worker="w2", since=since, until=since + HOUR)
+        )
+    assert delay(worker, "next") > 60
 
 
 @pytest.mark.parametrize(("error", "doubted"), [(HUNG, True), (LATE, False), (JobError("odd"), False)])

@@ -94,6 +94,39 @@ def test_every_codec(name: str, plain: bool, monkeypatch: pytest.MonkeyPatch) ->
     assert found[1:] == ([], [], None)
 
 
+KEYS = st.one_of(st.none(), st.sampled_from([b"", b"a", b"b", b"k" * 200]))
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["c codec", "plain codec"])
+@given(st.lists(KEYS, min_size=1, max_size=30), st.sets(KEYS.filter(lambda key: key is not None)), st.data())
+def test_those_of_some_keys_only(
+    plain: bool, keys: list[bytes | None], wanted: set[bytes], draw: st.DataObject
+) -> None:
+    builder = MemoryRecordsBuilder(2, 0, 1 << 20)
+    for number, key in enumerate(keys):
+        value = draw.draw(st.sampled_from([None, b"", b"v" * 20_000]))
+        builder.append(1_700_000_000_000 + number * 1_000_000, key, value, HEADERS[: number % 4])
+    builder.close()
+    data = bytes(builder.buffer())
+    with pytest.MonkeyPatch.context() as patch:
+        if plain:
+            patch.setitem(sys.modules, "aiokafka.record._crecords", None)
+        last = draw.draw(st.integers(0, len(keys) - 1))
+        whole = Decoder().decode(data, "jobs", 0, [(0, last, 1)])
+        found = Decoder().decode(data, "jobs", 0, [(0, last, 1)], keys=wanted)
+    assert found.records == [record for record in whole.records if record.key in wanted]
+    assert found[1:] == ([], [], None)
+    beyond = Decoder().decode(data, "jobs", 0, [(0, len(keys), 1)], keys=wanted)
+    assert (beyond.corrupt, type(beyond.error)) == ([len(keys)], CorruptError)
+
+
+def test_damage_is_seen_where_some_keys_are_wanted() -> None:
+    data = batch([b"one", b"two"])
+    broken = patched(data, attributes=0, body=data[61:] + b"\0")
+    found = Decoder().decode(broken, "jobs", 0, [(0, 1, 1)], keys={b"k"})
+    assert (found.records, found.corrupt, type(found.error)) == ([], [0, 1], CorruptError)
+
+
 @given(st.sets(st.integers(0, 29)), st.lists(st.integers(1, 9), min_size=1, max_size=6))
 def test_just_the_acquired_with_their_counts(offsets: set[int], sizes: list[int]) -> None:
     data, base = b"", 0

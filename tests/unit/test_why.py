@@ -72,6 +72,29 @@ CASES: dict[str, tuple[Facts, Blocker, str]] = {
         queued(events=RUNNING, fleet=fleet(worker(), cancelled={"j": Cancel(job="j", time=ago(5))})),
         Blocker.CANCELLED, "its worker stops it",
     ),
+    "cancelled, but its handler never looks up": (
+        queued(
+            events=RUNNING,
+            fleet=fleet(worker(running=("j",)), cancelled={"j": Cancel(job="j", time=ago(15))}),
+        ),
+        Blocker.CANCELLED, "w-1 still has it: a handler that runs in its worker's thread and never looks up",
+    ),
+    "cancelled, light, and in somebody's hands": (
+        queued(fleet=fleet(worker(running=("j",)), cancelled={"j": Cancel(job="j", time=ago(5))})),
+        Blocker.CANCELLED, "; its worker stops it.",
+    ),
+    "cancelled while its worker died": (
+        queued(events=RUNNING, fleet=fleet(worker(age_s=60), cancelled={"j": Cancel(job="j", time=ago(50))})),
+        Blocker.CANCELLED, "; its worker stops it.",
+    ),
+    "paused, but its handler never looks up": (
+        queued(events=RUNNING, fleet=fleet(worker(running=("j",)), paused={"j": PAUSE})),
+        Blocker.PAUSED, "w-1 still has it",
+    ),
+    "paused, and just looked at": (
+        queued(events=(*RUNNING, REST), fleet=fleet(worker(running=("j",)), paused={"j": PAUSE})),
+        Blocker.PAUSED, "it waits until it is resumed",
+    ),
     "paused": (
         queued(fleet=fleet(worker(), paused={"j": PAUSE})), Blocker.PAUSED,
         "It was paused 90 s ago by me@desk (lunch); it waits until it is resumed.",
@@ -131,6 +154,10 @@ CASES: dict[str, tuple[Facts, Blocker, str]] = {
         queued(fleet=fleet(worker(), breakers=breaker(state=BreakerState.HALF_OPEN))),
         Blocker.BREAKER, "store is on trial: 5 failures in a row; w-9 tries it with one job.",
     ),
+    "breaker open, with its cause": (
+        queued(fleet=fleet(worker(), breakers=breaker(cause="TAPE-5002 the disk is full"))),
+        Blocker.BREAKER, "store is away: 5 failures in a row (TAPE-5002 the disk is full); one job tries it again",
+    ),
     "a broken kind": (queued(fleet=fleet(worker(), breakers=breaker("kind:heavy"))), Blocker.BREAKER, "kind:heavy is"),
     "workers say it is away": (
         queued(fleet=fleet(worker(breakers={"store": BreakerState.OPEN}))), Blocker.BREAKER, "store is away, say",
@@ -139,6 +166,14 @@ CASES: dict[str, tuple[Facts, Blocker, str]] = {
     "refused to its only worker": (
         queued(fleet=fleet(worker(), breakers=breaker("store@w-1", fingerprint="TAPE-4002 refused"))), Blocker.BREAKER,
         "store refuses the credentials of w-1 (TAPE-4002): 5 failures in a row; one job tries it again any moment.",
+    ),
+    "refused to its only worker, which tries again": (
+        queued(
+            fleet=fleet(worker(), breakers=breaker(
+                "store@w-1", state=BreakerState.HALF_OPEN, reason="one job tries it", cause="TAPE-4002 it refused"
+            ))
+        ),
+        Blocker.BREAKER, "credentials of w-1 (TAPE-4002): it refused; w-9 tries it with one job.",
     ),
     "refused to another worker": (
         queued(fleet=fleet(worker(), worker("w-2"), breakers=breaker("store@w-2"))), Blocker.NEXT, "the next",

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from worker_twin import Clock, Entry, Say, record, waiting
+from worker_twin import START, Clock, Entry, Say, record, waiting
 
 from producers.cli.exits import Exit, exit_of
 from schemas import errors
-from schemas.control import Cancel
+from schemas.control import Cancel, Presence, key
 from schemas.errors import CODES, ConflictError, InvalidError, JobError, NotFoundError, TapeError, UnavailableError
 from schemas.outcome import Succeeded
 from wire.blobs.manifest import publish
@@ -119,6 +119,18 @@ def test_cancellations_are_followed_until_closed() -> None:
     assert [control.reason(job) for job in "abcd"] == ["second", None, None, None]
     control.close()
     assert ended.is_set()
+
+
+def test_who_is_there_and_who_has_gone_is_passed_on() -> None:
+    heard: list[tuple[str, bool]] = []
+    control = Controls(worker=lambda name, there: heard.append((name, there)))
+    said = Presence(
+        worker="w1", host="h", pid=1, kinds=("echo",), lanes=("bulk",), slots=1, started_at=START, time=START
+    )
+    control.apply(Entry(key(said).encode(), said.model_dump_json().encode()))
+    control.apply(Entry(key(said).encode(), None))
+    control.apply(Entry(b"w1", None))
+    assert heard == [("w1", True), ("w1", False)]
 
 
 def test_only_the_newest_cancellations_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from schemas.errors import (
     JobError,
 )
 from schemas.event import EventType
-from schemas.outcome import Cancelled, Failed, Failure, Outcome, Status, Succeeded, Usage, outcome_name
+from schemas.outcome import Cancelled, Failed, Failure, Outcome, Status, Succeeded, Usage, Verdict, outcome_name
 from wire.blobs.memory import Memory
 from wire.publish import MemoryPublisher
 from wire.share import AckType, MemoryLog
@@ -26,6 +26,8 @@ from workers.claim import claim_name
 from workers.context import Context
 from workers.runner import RESULT_LIMIT
 from workers.settle import EVENT_LIMIT
+
+FATAL = Failure(failure="permanent", code="TAPE-6014", message="odd")
 
 
 def test_a_good_job_is_stored_told_and_accepted_in_this_order() -> None:
@@ -188,6 +190,29 @@ def test_a_job_cancelled_while_it_runs_ends_cancelled_with_the_reason() -> None:
     assert outcome.status is Status.CANCELLED
     assert outcome.failure is not None
     assert outcome.failure.message == "changed my mind"
+
+
+@pytest.mark.parametrize("late", [Succeeded(), Failed(failure=FATAL)], ids=["succeeded", "failed"])
+def test_a_light_job_that_never_looks_up_ends_once_as_its_handler_says(late: Verdict) -> None:
+    def handler(context: Context, _: object) -> Verdict:
+        bench.cancel(context.job)
+        return late
+
+    bench = Bench(kind(handler, isolation="thread"))
+    assert bench.run(record()) is AckType.ACCEPT
+    assert [event.type.value for event in bench.events()] == [late.verdict]
+    assert bench.waiting() == []
+
+
+def test_a_light_job_that_never_looks_up_and_is_tried_again_ends_cancelled() -> None:
+    def handler(context: Context, _: object) -> Verdict:
+        bench.cancel(context.job)
+        raise OSError("the line broke")
+
+    bench = Bench(kind(handler, isolation="thread"))
+    bench.run(record())
+    assert bench.run(bench.next()) is AckType.ACCEPT
+    assert [event.type for event in bench.events()] == [EventType.RETRYING, EventType.CANCELLED]
 
 
 def test_a_handler_may_end_its_job_as_cancelled_by_itself() -> None:

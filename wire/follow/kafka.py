@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from schemas.errors import InvalidError
 from wire.follow.feed import Handover, HandoverFeed
@@ -29,14 +29,23 @@ class KafkaFollower:
         self, topic: str, *, since: Since = "end", key: bytes | None = None, stop: threading.Event | None = None
     ) -> Feed:
         """Return the records from a point on, and those to come; see `Follower.follow`."""
-        return self._open(topic, since, key, bounded=False, stop=stop)
+        return self._open(topic, since, key, None, bounded=False, stop=stop)
 
-    def read(self, topic: str, *, since: Since = "start", key: bytes | None = None) -> Feed:
+    def read(
+        self, topic: str, *, since: Since = "start", key: bytes | None = None, keys: Container[bytes] | None = None
+    ) -> Feed:
         """Return the records from a point up to now; see `Follower.read`."""
-        return self._open(topic, since, key, bounded=True, stop=None)
+        return self._open(topic, since, key, keys, bounded=True, stop=None)
 
     def _open(
-        self, topic: str, since: Since, key: bytes | None, *, bounded: bool, stop: threading.Event | None
+        self,
+        topic: str,
+        since: Since,
+        key: bytes | None,
+        keys: Container[bytes] | None,
+        *,
+        bounded: bool,
+        stop: threading.Event | None,
     ) -> Feed:
         link = Link(self._settings, name=self._name)
         try:
@@ -47,7 +56,7 @@ class KafkaFollower:
             limits = link.run(ends, link, topic, parts) if bounded else None
             out: Handover[Piece] = Handover()
             fetcher = Fetcher(link, topic, positions, ends=limits, out=out, patience_s=self._patience_s)
-            unpack = _unpacker(topic, key, fetcher)
+            unpack = _unpacker(topic, keys if key is None else {key}, fetcher)
             link.net.call_soon_threadsafe(fetcher.look)
         except BaseException:
             link.close()
@@ -55,13 +64,14 @@ class KafkaFollower:
         return HandoverFeed(out, unpack=unpack, stop=stop, release=link.close)
 
 
-def _unpacker(topic: str, key: bytes | None, fetcher: Fetcher) -> Callable[[Piece], list[Received]]:
+def _unpacker(topic: str, keys: Container[bytes] | None, fetcher: Fetcher) -> Callable[[Piece], list[Received]]:
     decoder = Decoder()
 
     def unpack(piece: Piece) -> list[Received]:
         fetcher.taken(len(piece.data))
         runs = committed(spans(piece.data), piece.aborted, start=piece.start, end=piece.end)
-        found = decoder.decode(piece.data, topic, piece.partition, [(first, last, 1) for first, last in runs])
+        wanted = [(first, last, 1) for first, last in runs]
+        found = decoder.decode(piece.data, topic, piece.partition, wanted, keys=keys)
         if found.error is not None:
             raise InvalidError(
                 f"a batch cannot be read: {found.error}",
@@ -70,6 +80,6 @@ def _unpacker(topic: str, key: bytes | None, fetcher: Fetcher) -> Callable[[Piec
                 partition=piece.partition,
                 hint="follow from a later offset; then look at the broker's disk",
             )
-        return [Received(*record[:7]) for record in found.records if key is None or record.key == key]
+        return [Received(*record[:7]) for record in found.records]
 
     return unpack

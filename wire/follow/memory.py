@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from datetime import datetime
 
 from wire.follow.feed import Handover, HandoverFeed
@@ -25,15 +25,18 @@ class MemoryFollower:
         out: Handover[list[Received]] = Handover()
         with self._log.changed:
             positions = self._positions(topic, since, key)
-            release = self._log.subscribe(lambda: self._pass_on(topic, positions, key, out))
-            self._pass_on(topic, positions, key, out)
+            keys = None if key is None else {key}
+            release = self._log.subscribe(lambda: self._pass_on(topic, positions, keys, out))
+            self._pass_on(topic, positions, keys, out)
         return HandoverFeed(out, unpack=_same, stop=stop, release=release)
 
-    def read(self, topic: str, *, since: Since = "start", key: bytes | None = None) -> Feed:
+    def read(
+        self, topic: str, *, since: Since = "start", key: bytes | None = None, keys: Container[bytes] | None = None
+    ) -> Feed:
         """Return the records from a point up to now; see `Follower.read`."""
         out: Handover[list[Received]] = Handover()
         with self._log.changed:
-            self._pass_on(topic, self._positions(topic, since, key), key, out)
+            self._pass_on(topic, self._positions(topic, since, key), keys if key is None else {key}, out)
         out.finish()
         return HandoverFeed(out, unpack=_same, stop=None, release=_nothing)
 
@@ -55,12 +58,14 @@ class MemoryFollower:
             return next((entry.offset for entry in entries if entry.timestamp_ms >= moment), len(entries))
         return 0
 
-    def _pass_on(self, topic: str, positions: dict[int, int], key: bytes | None, out: Handover[list[Received]]) -> None:
+    def _pass_on(
+        self, topic: str, positions: dict[int, int], keys: Container[bytes] | None, out: Handover[list[Received]]
+    ) -> None:
         with self._log.changed:
             for part, offset in positions.items():
                 entries = self._log.read(topic, part, offset)
                 positions[part] = offset + len(entries)
-                batch = [Received(topic, *entry) for entry in entries if key is None or entry.key == key]
+                batch = [Received(topic, *entry) for entry in entries if keys is None or entry.key in keys]
                 if batch:
                     out.put(batch)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import Literal, NamedTuple, Protocol, Self
@@ -50,7 +50,8 @@ class Feed(Protocol):
 
 
 class Follower(Protocol):
-    """Reads topics. With a `key`, only its partition is read and only its records are given.
+    """Reads topics. With a `key`, only its partition is read and only its records are given; with `keys`, only records
+    with one of these, wherever they lie: what nobody wants costs little then.
 
     Both methods know where they begin when they return, so what is published after that is never missed. They raise
     `NotFoundError` (TAPE-2004) for an unknown topic; they and their feeds raise `AuthError` and, when no broker
@@ -63,7 +64,9 @@ class Follower(Protocol):
         """Return the records from a point on, and those to come, until the feed is closed or `stop` is set."""
         ...
 
-    def read(self, topic: str, *, since: Since = "start", key: bytes | None = None) -> Feed:
+    def read(
+        self, topic: str, *, since: Since = "start", key: bytes | None = None, keys: Container[bytes] | None = None
+    ) -> Feed:
         """Return the records from a point up to what was there when this was called."""
         ...
 

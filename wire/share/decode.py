@@ -8,7 +8,7 @@ broker sends the same batch again for each few records of it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from kafka.record.util import calc_crc32c
@@ -23,6 +23,7 @@ _HEADER = struct.Struct(">qiibIhiqqqhii")
 _PREFIX = 12
 _CRC_FROM = 21
 _ATTRIBUTES_AT = 21
+_COUNT_AT = 57
 _CODEC, _CONTROL = 0x07, 0x20
 
 Acquired = tuple[int, int, int]
@@ -66,8 +67,19 @@ class Decoder:
         self._make, self.codec = _codec()
         self._kept: dict[tuple[str, int], tuple[int, int, list[Any]]] = {}
 
-    def decode(self, data: bytes | memoryview, topic: str, partition: int, acquired: Sequence[Acquired]) -> Decoded:
-        """The acquired records among `data`, in order of offsets. Never raises for bad data: it is in the result."""
+    def decode(
+        self,
+        data: bytes | memoryview,
+        topic: str,
+        partition: int,
+        acquired: Sequence[Acquired],
+        *,
+        keys: Container[bytes] | None = None,
+    ) -> Decoded:
+        """The acquired records among `data`, in order of offsets. Never raises for bad data: it is in the result.
+
+        With `keys` (the same at every call) only those that have one of them; the others are passed over.
+        """
         records: list[Record] = []
         corrupt: list[int] = []
         error: CorruptError | None = None
@@ -78,7 +90,7 @@ class Decoder:
             if not runs or batch.control:
                 continue
             try:
-                raw = self._read(topic, partition, batch, more=runs[-1][1] < batch.last)
+                raw = self._read(topic, partition, batch, keys, more=runs[-1][1] < batch.last)
             except CorruptError as exc:
                 error = CorruptError(f"{topic}[{partition}]@{batch.base}-{batch.last}: {exc}")
                 corrupt += [
@@ -88,13 +100,15 @@ class Decoder:
                 ]
                 continue
             _pick(records, raw, topic, partition, runs)
-        missing = _missing(acquired, records, corrupt)
+        missing = _missing(acquired, records, corrupt) if keys is None else _unsent(acquired, seen)
         unseen = [offset for offset in missing if offset > seen]
         if unseen:  # never call a gap what may be a record: a gap is gone for good
             error = error or CorruptError(f"{topic}[{partition}]@{unseen[0]}: acquired, but not among the bytes sent")
         return Decoded(records, [offset for offset in missing if offset <= seen], corrupt + unseen, error)
 
-    def _read(self, topic: str, partition: int, batch: _Batch, *, more: bool) -> list[Any]:
+    def _read(
+        self, topic: str, partition: int, batch: _Batch, keys: Container[bytes] | None, *, more: bool
+    ) -> list[Any]:
         kept = self._kept.get((topic, partition))
         if kept is not None and kept[0] == batch.base and kept[1] == batch.crc:
             return kept[2] if more else self._kept.pop((topic, partition))[2]
@@ -111,7 +125,8 @@ class Decoder:
             struct.pack_into(">i", head, 8, _HEADER.size - _PREFIX + len(body))
             plain = bytes(head) + body
         try:
-            raw = list(self._make(plain))
+            plain = plain if keys is None else _thinned(plain, keys)
+            raw = list(self._make(plain)) if plain else []
         except Exception as exc:  # either codec's own classes, IndexError and UnicodeDecodeError among them
             raise CorruptError(f"{type(exc).__name__}: {exc}") from exc
         if more:
@@ -131,6 +146,51 @@ def _split(data: bytes | memoryview) -> Iterator[_Batch]:
         control = bool(attributes & _CONTROL)
         yield _Batch(base, base + delta, magic, attributes & _CODEC, control, crc, view[at:stop])
         at = stop
+
+
+def _thinned(plain: bytes, keys: Container[bytes]) -> bytes:
+    """The batch with those of its records only that have one of these keys; nothing where none has.
+
+    To look at a key takes a tenth of the time of decoding its record. Lengths are zigzag varints, and before the key
+    stand the record's own length, one byte, and two numbers that do not matter here (record batch, magic 2).
+    """
+    kept: list[bytes] = []
+    at = _HEADER.size
+    for _ in range(struct.unpack_from(">i", plain, _COUNT_AT)[0]):
+        start = at
+        size, at = _number(plain, at)
+        end = at + size
+        at += 1
+        while plain[at] > 0x7F:
+            at += 1
+        at += 1
+        while plain[at] > 0x7F:
+            at += 1
+        length, at = _number(plain, at + 1)
+        if length >= 0 and plain[at : at + length] in keys:
+            kept.append(plain[start:end])
+        at = end
+    if at != len(plain):
+        raise ValueError("the records do not fill their batch")
+    if not kept:
+        return b""
+    head, body = bytearray(plain[: _HEADER.size]), b"".join(kept)
+    struct.pack_into(">i", head, _COUNT_AT, len(kept))
+    struct.pack_into(">i", head, 8, _HEADER.size - _PREFIX + len(body))
+    return bytes(head) + body
+
+
+def _number(data: bytes, at: int) -> tuple[int, int]:
+    """A zigzag varint, and where it ends. Raises `IndexError` where the bytes do."""
+    byte = data[at]
+    at += 1
+    value, shift = byte & 0x7F, 7
+    while byte > 0x7F:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+    return (value >> 1) ^ -(value & 1), at
 
 
 def _pick(out: list[Record], raw: list[Any], topic: str, partition: int, runs: Sequence[Acquired]) -> None:
@@ -156,6 +216,12 @@ def _pick(out: list[Record], raw: list[Any], topic: str, partition: int, runs: S
             append(
                 Record(topic, partition, offset, item.key, item.value, tuple(item.headers), item.timestamp, count),
             )
+
+
+def _unsent(acquired: Sequence[Acquired], seen: int) -> list[int]:
+    """The last offset, where even that did not come; nobody asks which were passed over."""
+    last = max((last for _, last, _ in acquired), default=-1)
+    return [last] if last > seen else []
 
 
 def _missing(acquired: Sequence[Acquired], records: list[Record], corrupt: list[int]) -> list[int]:
