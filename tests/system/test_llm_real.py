@@ -15,7 +15,8 @@ from schemas.errors import SetupError
 from wire.rows import load
 from workers.llm import bases, score, settings, train
 from workers.llm import model as models
-from workers.llm.generate import Sampling, choices, generate
+from workers.llm.draw import Sampling
+from workers.llm.generate import choices, generate
 
 pytestmark = [pytest.mark.slow, pytest.mark.model, pytest.mark.timeout(900)]
 

@@ -15,7 +15,8 @@ from workers.llm import generate as generation
 from workers.llm import model as models
 from workers.llm import score
 from workers.llm.bases import tiny
-from workers.llm.generate import Sampling, choices, generate
+from workers.llm.draw import Sampling
+from workers.llm.generate import choices, generate
 from workers.llm.model import Model
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
@@ -115,7 +116,7 @@ def test_a_prompt_that_is_too_long_loses_its_beginning_and_says_so(model: Model)
 def test_progress_and_stopping(model: Model) -> None:
     told: list[dict[str, Any]] = []
     replies = generate(model, PROMPTS, Sampling(2), batch_size=2, progress=told.append)
-    assert [record["done"] for record in told] == [2, 4, 5] and all(record["total"] == 5 for record in told)
+    assert [record["done"] for record in told] == [1, 2, 3, 4, 5] and all(record["total"] == 5 for record in told)
     assert told[-1]["completion_tokens"] == sum(reply.completion_tokens for reply in replies)
     for call in (
         lambda stop: generate(model, PROMPTS, Sampling(2), batch_size=2, should_stop=stop),

@@ -21,7 +21,8 @@ from schemas.row import Row
 from workers.llm import model as models
 from workers.llm import pretrain
 from workers.llm.data import IGNORED
-from workers.llm.generate import Sampling, generate
+from workers.llm.draw import Sampling
+from workers.llm.generate import generate
 from workers.llm.score import perplexity
 from workers.llm.settings import TrainParams, TrainResult
 from workers.llm.train import train

@@ -56,7 +56,8 @@ def _measure(
 ) -> tuple[dict[str, Any], list[Item], int]:
     """Return one model's numbers, its answers item by item, and the prompt tokens they took."""
     from workers.llm import score
-    from workers.llm.generate import Sampling, choices, generate
+    from workers.llm.draw import Sampling
+    from workers.llm.generate import choices, generate
 
     model = model_for(context, params.model, adapter, params.threads)
     numbers: dict[str, Any] = {}

@@ -17,7 +17,8 @@ def inference(context: Context, params: Inference) -> Verdict:
     """Generate. A single answer is in the result; those of a file are an artifact, one line a row, in its order."""
     from schemas.row import Prompt
     from wire.rows import load
-    from workers.llm.generate import Sampling, generate
+    from workers.llm.draw import Sampling
+    from workers.llm.generate import generate
 
     ids: list[str] = []
     prompts: list[Prompt] = []

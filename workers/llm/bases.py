@@ -20,7 +20,8 @@ from schemas.errors import JobError, SetupError, TapeError
 from schemas.row import Row
 from workers.failures import classify
 from workers.llm import model as models
-from workers.llm.generate import Sampling, generate
+from workers.llm.draw import Sampling
+from workers.llm.generate import generate
 from workers.llm.pretrain import blank, bpe
 from workers.llm.score import perplexity
 from workers.llm.settings import TrainParams

@@ -15,33 +15,13 @@ from schemas.errors import InvalidError, JobError
 from schemas.row import Prompt
 from workers.failures import classify
 from workers.llm.data import joint, render
+from workers.llm.draw import Sampling, covers, cut, drawn, ends, span
 from workers.llm.model import Model
 
 if TYPE_CHECKING:
     import torch
 
 Progress = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How answers are drawn: temperature 0 is greedy; `stop` strings end an answer and are not part of it."""
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name, fine, rule in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", 0 <= self.temperature < math.inf, "0 or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("stop", all(self.stop), "without empty strings"),
-        ):
-            if not fine:
-                raise InvalidError(f"`{name}` must be {rule}", field=name, value=getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +70,9 @@ def generate(
     replies: list[Reply | None] = [None] * len(asked)
     spent = done = 0
     try:
-        for batch in _batches([len(ids) for ids, _ in asked], batch_size):
-            _halt(should_stop)
-            for at, answer in zip(batch, _answer(model, [asked[at][0] for at in batch], batch, chosen), strict=True):
-                text, count, reason = answer
-                replies[at] = Reply(text, len(asked[at][0]), count, reason, asked[at][1])
-                spent += count
-            done += len(batch)
+        for at, answer, count, reason in _answers(model, [ids for ids, _ in asked], chosen, batch_size, should_stop):
+            replies[at] = Reply(answer, len(asked[at][0]), count, reason, asked[at][1])
+            spent, done = spent + count, done + 1
             if progress is not None:
                 progress({"done": done, "total": len(asked), "completion_tokens": spent})
     except Exception as error:
@@ -198,6 +174,31 @@ def _padded(model: Model, asked: list[list[int]]) -> dict[str, torch.Tensor]:
     }
 
 
+def _answers(
+    model: Model,
+    asked: list[list[int]],
+    sampling: Sampling,
+    rows: int,
+    should_stop: Callable[[], bool] | None,
+) -> Iterator[tuple[int, str, int, Literal["stop", "length"]]]:
+    """Give each prompt's answer as it is ready: its place, text, tokens, and why it ended."""
+    from workers.llm.engine import Asked, Engine, fits, order
+
+    if not fits(model):
+        for batch in _batches([len(ids) for ids in asked], rows):
+            _halt(should_stop)
+            for at, answer in zip(batch, _answer(model, [asked[at] for at in batch], batch, sampling), strict=True):
+                yield at, *answer
+        return
+    engine, end = Engine(model, rows=rows), ends(model)
+    for at in order(asked):
+        engine.add(Asked(at, asked[at], sampling))
+    while engine.busy:
+        _halt(should_stop)
+        for one in engine.step():
+            yield one.at, *cut(model.tokenizer, one.answer, end, sampling.stop)
+
+
 def _answer(
     model: Model, asked: list[list[int]], positions: list[int], sampling: Sampling
 ) -> Iterator[tuple[str, int, Literal["stop", "length"]]]:
@@ -206,13 +207,13 @@ def _answer(
 
     batch = _padded(model, asked)
     start = batch["input_ids"].shape[1]
-    ends = _ends(model)
+    end = ends(model)
     config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         do_sample=False,
         num_beams=1,
         use_cache=True,
-        eos_token_id=sorted(ends) or None,
+        eos_token_id=sorted(end) or None,
         pad_token_id=model.tokenizer.pad_token_id,
     )
     draw = [_Draw(sampling, positions, start)] if sampling.temperature > 0 else []
@@ -225,35 +226,7 @@ def _answer(
             stopping_criteria=StoppingCriteriaList(halt),
         )
     for row in output[:, start:].tolist():
-        yield _cut(model.tokenizer, row, ends, sampling.stop)
-
-
-def _ends(model: Model) -> set[int]:
-    named = getattr(model.module.generation_config, "eos_token_id", None)
-    ends = {*named} if isinstance(named, list) else {named}
-    return {end for end in {*ends, model.tokenizer.eos_token_id} if end is not None}
-
-
-def _cut(
-    tokenizer: Any, row: list[int], ends: set[int], stop: Sequence[str]
-) -> tuple[str, int, Literal["stop", "length"]]:
-    length = next((at for at, token in enumerate(row) if token in ends), len(row))
-    ended = length < len(row)
-    text = tokenizer.decode(row[:length], skip_special_tokens=True)
-    found = [at for at in (text.find(part) for part in stop) if at >= 0]
-    if not found:
-        return text, length, "stop" if ended else "length"
-    text = text[: min(found)]
-    # the row may have gone on as padding while others in its batch were still answering
-    kept = next(
-        (count for count in range(length + 1) if _covers(tokenizer.decode(row[:count]), stop)),
-        length,
-    )
-    return text, kept, "stop"
-
-
-def _covers(text: str, stop: Sequence[str]) -> bool:
-    return any(part in text for part in stop)
+        yield cut(model.tokenizer, row, end, sampling.stop)
 
 
 class _Draw:
@@ -272,14 +245,8 @@ class _Draw:
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         import torch
 
-        scores = scores.float() / self.sampling.temperature
-        if self.sampling.top_p < 1:
-            ranked, order = scores.sort(descending=True)
-            before = ranked.softmax(-1).cumsum(-1) - ranked.softmax(-1)
-            ranked = ranked.masked_fill(before >= self.sampling.top_p, -math.inf)
-            scores = torch.empty_like(scores).scatter(-1, order, ranked)
-        uniform = torch.stack([torch.rand(scores.shape[-1], generator=one) for one in self.generators])
-        return scores - torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7))).to(scores.device)
+        noise = torch.stack([torch.rand(scores.shape[-1], generator=one) for one in self.generators])
+        return drawn(scores, self.sampling, noise)
 
 
 class _Stop:
@@ -287,14 +254,13 @@ class _Stop:
 
     def __init__(self, tokenizer: Any, stop: Sequence[str], start: int) -> None:
         self.tokenizer, self.stop, self.start = tokenizer, stop, start
-        # a token is at least one byte, so a stop string spans at most as many tokens as it has bytes
-        self.span = max(len(part.encode()) for part in stop) + 4
+        self.span = span(stop)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **rest: Any) -> torch.Tensor:
         import torch
 
         tails = input_ids[:, self.start :][:, -self.span :].tolist()
-        done = [_covers(self.tokenizer.decode(tail), self.stop) for tail in tails]
+        done = [covers(self.tokenizer.decode(tail), self.stop) for tail in tails]
         return torch.tensor(done, device=input_ids.device)
 
 
