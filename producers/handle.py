@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from schemas.errors import CODES, JobError, TimeoutExceeded
+from schemas.errors import CODES, JobError, TimeoutExceeded, UnavailableError
 from schemas.event import FINAL, Event, State
 from schemas.outcome import Outcome, Status
 from schemas.topics import WEEK_MS
@@ -70,14 +70,23 @@ class JobHandle:
         self._client.feed.follow(self.log)
 
     def state(self) -> State | None:
-        """Return where the job is now; None when no event of it was found."""
+        """Return where the job is now; None when no event of it was found.
+
+        While the store is away its events alone tell it. Raises `UnavailableError` where there are none of it then.
+        """
         if self.log.final is not None or (self._client.feed.running and self.log.covered and self.log.state):
             return self.log.state
-        stored = self._client.outcome(self.id)
+        away: UnavailableError | None = None
+        try:
+            stored = self._client.outcome(self.id)
+        except UnavailableError as error:
+            stored, away = None, error  # its events tell it too
         if stored is not None:
             return State(stored.status)
         for event in self._client.scan(self.log.since, job=self.id):
             self.log.add(event)
+        if self.log.state is None and away is not None:
+            raise away
         return self.log.state
 
     def cancel(self, reason: str = "cancelled on request") -> State | None:

@@ -54,7 +54,9 @@ def checked(job: str, *, field: str = SUBJECT) -> str:
     Ids come from strangers and become names in the store. Raises `InvalidError` (TAPE-1004) that names `field`.
     """
     if not _SAFE.fullmatch(job):
-        told = "has other characters than A-Z a-z 0-9 . _ : -" if job else "is empty"
+        told = "is empty" if not job else "has more than 128 characters"
+        if job and len(job) <= 128:
+            told = "has other characters than A-Z a-z 0-9 . _ : -, or begins with a mark"
         hint = None if field == SUBJECT else "give the id that `tape submit` printed; `tape jobs` lists them"
         raise InvalidError(f"the job's id {told}", code="TAPE-1004", field=field, hint=hint)
     return job

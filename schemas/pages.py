@@ -49,7 +49,8 @@ def states() -> str:
     """Return the page of the states, their events and what may follow what."""
     lines = [
         "# The states of a job\n",
-        "Every transition is one event on `tape.events`, keyed by the job's id: the events of one job are in order.",
+        "Every transition is one event on `tape.events`, keyed by the job's id: those that workers tell of a job are",
+        "in order. The submitter's own `queued` is on its way meanwhile and may come after the first `running`.",
         "`schemas.event.follow` folds them; an event that the table does not allow (late, repeated) changes nothing.\n",
         "```mermaid",
         "stateDiagram-v2",

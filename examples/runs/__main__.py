@@ -147,7 +147,7 @@ def sentiment(run: Run) -> None:
     rows_ref = run.register("sentiment", data.sentiments(run.folder))
     model, steps = f"model:base-{run.sort}", run.steps or (400 if run.folder else 150)
     rows, jobs = [], []
-    for method, rate in (("lora", 3e-3), ("full", 1e-3)):
+    for method, rate in (("lora", 1e-2), ("full", 1e-3)):
         for seed in run.seeds:
             params = Training(
                 method=method, base=model, data=rows_ref, validation=f"{rows_ref}#validation", steps=steps,

@@ -6,7 +6,7 @@ import sys
 from collections import Counter, deque
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -89,7 +89,10 @@ def listed(
     shell.output.note(told + (f"; the newest {limit} are shown, raise --limit" if not by and total > limit else ""))
     if counts["waiting"]:
         example = ordered[-1]["job"] if ordered else "JOB"
-        shell.output.next(*([] if by else ["tape dead ls --by code"]), f"tape dead show {quote(example)}")
+        where = _topic(chosen.topic)
+        shell.output.next(
+            *([] if by else [f"tape dead ls --by code{where}"]), f"tape dead show {quote(example)}{where}"
+        )
 
 
 def show(
@@ -111,16 +114,22 @@ def show(
         fate = one.fate.model_dump(mode="json", exclude_none=True) if one.fate else None
         shell.output.record({**one.row(), **exports.line(one), "model": one.model, "past": past, "fate": fate,
                              "detail": one.origin.detail, "dialect": one.origin.dialect})  # fmt: skip
-    job = quote(one.job)
+    job, where = quote(one.job), _topic(topic)
     if one.status == "waiting":
         shell.output.next(
-            f"tape dead redrive plan {job}", f"tape dead ls --code {quote(one.origin.code)}",
-            f"tape dead discard {job} --reason WHY",
+            f"tape dead redrive plan {job}{where}", f"tape dead ls --code {quote(one.origin.code)}{where}",
+            f"tape dead discard {job}{where} --reason WHY",
         )  # fmt: skip
     elif one.fate is not None and one.fate.redrive:
-        shell.output.next(f"tape dead redrive status {one.fate.redrive}", f"tape watch {job}")
+        watch = [f"tape watch {job}"] if one.lane is not None else []  # of a foreign record no event will tell
+        shell.output.next(f"tape dead redrive status {one.fate.redrive}", *watch)
     elif one.status == "discarded":
-        shell.output.next(f"tape dead discard {job} --undo --reason WHY")
+        shell.output.next(f"tape dead discard {job}{where} --undo --reason WHY")
+
+
+def _topic(named: str | None) -> str:
+    """What a command needs to find letters of another topic again."""
+    return f" --topic {quote(named)}" if named else ""
 
 
 def export(
@@ -138,7 +147,7 @@ def export(
 
     chosen = filters.read()
     count = 0
-    out = sys.stdout if file is None else file.open("w", encoding="utf-8")
+    out = sys.stdout if file is None else _opened(file)
     try:
         with desk(shell) as found:
             statuses = () if everything else ("waiting",)
@@ -149,9 +158,28 @@ def export(
     finally:
         if file is not None:
             out.close()
+    if named := (chosen.filter.jobs if not count else ()):
+        raise NotFoundError(
+            "no dead letter of that name waits",
+            code="TAPE-2005",
+            job=", ".join(named),
+            hint="`tape dead ls --all` lists them; --all exports all",
+        )
     shell.output.note(f"{count:,} letters" + (f" in {file}" if file else ""))
     if file is not None and count:
         shell.output.next(f"tape dead import {quote(str(file))} --reason WHY")
+
+
+def _opened(file: Path) -> TextIO:
+    try:
+        return file.open("w", encoding="utf-8")
+    except OSError as error:
+        raise NotFoundError(
+            f"{file} cannot be written: {error.strerror}",
+            code="TAPE-2003",
+            file=str(file),
+            hint="name a file in a folder that there is",
+        ) from error
 
 
 def imported(

@@ -16,6 +16,7 @@ from producers.cli import broker as brokers
 from producers.cli import store as stores
 from producers.cli.config import profile
 from producers.cli.shell import Shell
+from schemas.errors import TapeError
 
 if TYPE_CHECKING:
     from wire.settings import Settings
@@ -60,9 +61,22 @@ def up(
             stop()
         raise
     _overridden(shell, values)
+    _away(shell, settings)
     public = {key: value for key, value in values.items() if "key" not in key}
     shell.output.record({"running": True, **public, "home": str(shell.settings.home)})
     shell.output.next("tape doctor", "tape worker --kinds inference,training,evaluation", "tape down")
+
+
+def _away(shell: Shell, settings: Settings) -> None:
+    """Say that a store which nobody begins anew is not there: jobs will wait for it."""
+    from wire.blobs import open_store
+
+    if not settings.store_url.startswith("dir:"):
+        return  # started just now, and waited for
+    try:
+        open_store(settings)
+    except TapeError as error:
+        shell.output.note(f"the store is away, and jobs wait for it: {error.code} {error.message}; {error.hint}")
 
 
 def down(context: typer.Context) -> None:

@@ -169,6 +169,15 @@ class TestUp:
         assert "TAPE-3003" in found.err
         assert "port=9092" in found.err
 
+    def test_a_store_that_was_moved_away_is_told(self, tape: Tape, tmp_path: Path) -> None:
+        url = tape("up").row["store_url"]
+        store = Path(url.removeprefix("dir:"))
+        assert "away" not in tape("up").err
+        store.rename(tmp_path / "elsewhere")
+        again = tape("up")
+        assert again.code == Exit.OK and "the store is away, and jobs wait for it: TAPE-5002" in again.err
+        assert not store.exists(), "and it is not begun anew"
+
     def test_an_environment_that_wins_is_told(self, tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TAPE_KAFKA_URL", "elsewhere:9092")
         assert "TAPE_KAFKA_URL is set and wins" in tape("up").err

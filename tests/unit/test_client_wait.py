@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from client_rig import PARAMS, end, event, outcome
@@ -15,13 +16,14 @@ from producers.log import Log
 from producers.memory import MemoryPorts
 from schemas.errors import (
     AuthError,
+    InvalidError,
     JobError,
     TapeError,
     TimeoutExceeded,
     UnavailableError,
 )
 from schemas.event import EventType, State
-from schemas.ids import job_id, uuid7
+from schemas.ids import checked, job_id, uuid7
 from schemas.outcome import Failure, Status
 
 
@@ -181,6 +183,24 @@ class TestState:
         ports.blobs.create("runs/j/outcome.json", outcome("j", Status.FAILED).model_dump_json().encode())
         assert client.job("j").state() == State.FAILED
 
+    def test_while_the_store_is_away_the_events_tell_it(
+        self, client: Client, ports: MemoryPorts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        handle = client.submit("inference", PARAMS)
+        ports.tell(event(handle.id, EventType.RUNNING))
+
+        def away(*_: Any, **__: Any) -> bytes:
+            raise UnavailableError("the store does not answer", code="TAPE-5002")
+
+        monkeypatch.setattr(ports.blobs, "read", away)
+        assert client.job(handle.id).state() == State.RUNNING
+        ports.tell(end(handle.id))
+        watched = client.job(handle.id)
+        assert watched.state() == State.SUCCEEDED
+        assert [one.type for one in watched.watch(5)][-1] == EventType.SUCCEEDED
+        with pytest.raises(UnavailableError, match="does not answer"):
+            client.job(uuid7()).state()
+
 
 class TestLog:
     def test_a_redrive_is_a_new_life(self) -> None:
@@ -210,3 +230,12 @@ class TestLog:
         assert feed.join("j", now - timedelta(hours=1)) is log
         assert log.since == now - timedelta(hours=1)
         assert not log.covered
+
+
+@pytest.mark.parametrize(
+    ("job", "told"), [("", "is empty"), ("x" * 129, "more than 128 characters"), ("a b", "other characters")]
+)
+def test_an_id_that_is_none_is_told_why(job: str, told: str) -> None:
+    with pytest.raises(InvalidError, match=told):
+        checked(job)
+    assert checked("x" * 128) == "x" * 128

@@ -189,6 +189,29 @@ class TestDecide:
         assert (again.code, again.row["sent"]) == (Exit.INVALID, 0)
         assert sum(rig.moved().values()) == 6
 
+    def test_a_file_that_cannot_be_written_is_named(self, rig: Rig, tape: Tape, tmp_path: Path) -> None:
+        fill(rig)
+        for path in (tmp_path, tmp_path / "none" / "out"):
+            found = tape("export", "--file", str(path))
+            assert (found.code, found.out) == (Exit.NOT_FOUND, "")
+            assert f"TAPE-2003 {path} cannot be written: " in found.err
+
+    def test_an_export_of_what_is_not_there_fails(self, rig: Rig, tape: Tape) -> None:
+        fill(rig)
+        found = tape("export", "nobody")
+        assert found.code == Exit.NOT_FOUND and "TAPE-2005" in found.err and "nobody" in found.err
+        assert len(tape("export", "nobody", "job-0").rows) == 1
+
+    def test_what_to_do_next_names_the_other_topic(self, rig: Rig, tape: Tape) -> None:
+        fill(rig)
+        topic = "tape.dead.inference"
+        found = tape("ls", "--topic", topic)
+        assert f"next: tape dead ls --by code --topic {topic}" in found.err
+        shown = next(line for line in found.err.splitlines() if "tape dead show" in line).partition("tape dead ")[2]
+        told = tape(*shown.split())
+        assert told.code == Exit.OK
+        assert f"tape dead redrive plan {told.row['job']} --topic {topic}" in told.err
+
 
 class TestRedrive:
     def test_plan_run_status_ls(self, rig: Rig, tape: Tape) -> None:
