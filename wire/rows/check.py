@@ -14,13 +14,12 @@ import hashlib
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
 from schemas.dataset import WARNINGS, Problem, Rule
-from schemas.row import Row
+from schemas.row import Row, texts
 from wire.rows.files import found_in
 from wire.rows.personal import masked, personal
 from wire.rows.shapes import Bad
@@ -129,13 +128,7 @@ class Check:
                     self._unread[found.rule] += 1
                     self._tell(found.rule, part, line, found.name, found.problem)
                     continue
-                try:
-                    out.write(self._written(part, found))
-                except UnicodeEncodeError:
-                    self._unread[Rule.ENCODING] += 1
-                    told = "the row holds half of a character (a lone surrogate)"
-                    self._tell(Rule.ENCODING, part, line, "line", told)
-                    continue
+                out.write(self._written(part, found))
                 seen.append((index, part.count, line, *_hashes(found)))
                 if (length := _length(found)) > self._longest:
                     told = f"the row has {length:,} characters, and {self._longest:,} are allowed"
@@ -183,10 +176,10 @@ class Check:
         return left
 
     def _written(self, part: Part, row: Row) -> bytes:
-        """Return a row in its one shape; tell what looks personal in it. Raises `UnicodeEncodeError`."""
+        """Return a row in its one shape; tell what looks personal in it."""
         plain = row.plain()
         data = (json.dumps(plain, ensure_ascii=False) + "\n").encode()
-        found = {kind: words for text in _texts(row) for kind, words in personal(text)}
+        found = {kind: words for text in texts(row) for kind, words in personal(text)}
         for kind, words in found.items():
             self._tell(Rule.PERSONAL, part, row.line, kind, f"this looks like somebody's {kind}: {_hidden(words)}")
         if found and self._mask:
@@ -226,17 +219,8 @@ class Check:
         self._told.write(found.model_dump_json() + "\n")
 
 
-def _texts(row: Row) -> Iterator[str]:
-    """Yield everything that is read of a row."""
-    if isinstance(row.prompt, str):
-        yield row.prompt
-    else:
-        yield from (message["content"] for message in row.prompt)
-    yield row.completion
-
-
 def _length(row: Row) -> int:
-    return sum(map(len, _texts(row)))
+    return sum(map(len, texts(row)))
 
 
 def _hashes(row: Row) -> tuple[int, int]:
