@@ -14,6 +14,7 @@ import hashlib
 import json
 import sqlite3
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -28,7 +29,7 @@ LONGEST: Final = 32_000
 """Characters of a row, by default: about 8,000 tokens of English."""
 BATCH: Final = 5_000
 SHOWN: Final = 1_000
-"""Problems that are kept to be shown; all are in the file."""
+"""Problems that are kept to be shown, and the first of each rule; all are in the file."""
 LABELS, LABEL = 50, 80
 """Answers are labels when there are at most so many different ones, of at most so many characters."""
 ENOUGH, RARE = 20, 10
@@ -66,6 +67,10 @@ class Part:
     count: int = 0
     whole: bool = True
     """Whether it could be read to its end."""
+    called: str = ""
+    """What its file is called in a problem."""
+    known: bool = False
+    """Whether its rows were checked before: what they have in common with another part is told, and nothing else."""
     labels: Counter[str] | None = field(default_factory=Counter)
 
 
@@ -116,13 +121,21 @@ class Check:
         self._told.close()
         self._base.close()
 
-    def take(self, name: str, path: Path) -> None:
-        """Read a part. Raises what `wire.rows.records` raises."""
-        part, index = Part(name, path, self._folder / f"{name}.jsonl"), len(self._parts)
+    def take(
+        self, name: str, path: Path, *, rows: Iterable[Row] | None = None, called: str = "", known: bool = False
+    ) -> None:
+        """Read a part. Raises what `wire.rows.records` raises.
+
+        `rows` are what the file holds, where somebody has read it already, `called` is how its problems name the file,
+        and of a part that is `known` only leaks are told.
+        """
+        part = Part(name, path, self._folder / f"{name}.jsonl", called=called or path.name, known=known)
+        index = len(self._parts)
         self._parts.append(part)
         seen: list[tuple[int, ...]] = []
+        given = found_in(path, self._recipe) if rows is None else ((row.line, row) for row in rows)
         with part.rows.open("wb") as out:
-            for line, found in found_in(path, self._recipe):
+            for line, found in given:
                 if isinstance(found, Bad):
                     part.whole = part.whole and not found.last
                     self._unread[found.rule] += 1
@@ -150,7 +163,7 @@ class Check:
             told = f"what is asked here has {answers} different answers"
             self._tell(Rule.CONFLICT, parts[part], line, "completion", told)
         for part, number, line, held, there in self._base.execute(_LEAKS):
-            told = f"the same is asked in line {there} of the {parts[held].name} part ({parts[held].source.name})"
+            told = f"the same is asked in line {there} of the {parts[held].name} part ({parts[held].called})"
             self._leave(Rule.LEAK, part, number, line, told)
         for one in parts:
             self._balance(one)
@@ -212,9 +225,11 @@ class Check:
         self._base.execute("INSERT INTO gone VALUES (?, ?, ?)", (part, number, rule))
 
     def _tell(self, rule: Rule, part: Part, line: int, name: str, told: str) -> None:
-        found = Problem(rule=rule, part=part.name, file=part.source.name, line=line, field=name, message=told)
+        if part.known and rule is not Rule.LEAK:
+            return
+        found = Problem(rule=rule, part=part.name, file=part.called, line=line, field=name, message=told)
         self._counts[rule] += 1
-        if len(self._first) < SHOWN:
+        if len(self._first) < SHOWN or self._counts[rule] == 1:
             self._first.append(found)
         self._told.write(found.model_dump_json() + "\n")
 
