@@ -214,6 +214,7 @@ NEWS = {
         {"value": "Ford", "label": "Positive"},
         {"value": "GM", "label": "Negative"},
         {"value": "Ford", "label": "Neutral"},
+        {"value": "Ford", "label": "positive"},
     ],
 }
 
@@ -234,6 +235,7 @@ NEWS = {
         (NEWS, [
             ("Ford rose, GM fell.\nSentiment towards Ford:", "positive"),
             ("Ford rose, GM fell.\nSentiment towards GM:", "negative"),
+            ("Ford rose, GM fell.\nSentiment towards Ford:", "neutral"),
         ]),
     ],
     ids=["finqa", "convfinqa", "tatqa", "finentity"],
@@ -257,6 +259,9 @@ def test_foreign_records_become_rows(tmp_path: Path, record: dict[str, Any], wan
         (REPORT | {"questions": [{"question": "a"}]}, "completion", "gives no answer"),
         (NEWS | {"annotations": None}, "annotations", "`annotations` is null, not a list"),
         (NEWS | {"annotations": [{"value": "x"}]}, "label", "`label` is missing"),
+        (NEWS | {"annotations": [3]}, "value", "`value` is to be in an object, and this is a number"),
+        (REPORT | {"questions": [3]}, "question", "`question` is to be in an object, and this is a number"),
+        (REPORT | {"paragraphs": [3]}, "text", "`text` is to be in an object, and this is a number"),
         (PAGE | {"table": [3]}, "table", "`table` is not a list of lists"),
         (PAGE | {"qa": {"question": "a"}}, "qa.program", "gives no answer"),
         ({"question": "a", "table": None}, "table", "neither `contexts` nor `table` holds facts"),
