@@ -14,7 +14,7 @@ import hashlib
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -192,11 +192,11 @@ class Check:
         """Return a row in its one shape; tell what looks personal in it."""
         plain = row.plain()
         data = (json.dumps(plain, ensure_ascii=False) + "\n").encode()
-        found = {kind: words for text in texts(row) for kind, words in personal(text)}
-        for kind, words in found.items():
-            self._tell(Rule.PERSONAL, part, row.line, kind, f"this looks like somebody's {kind}: {_hidden(words)}")
+        found = dict.fromkeys((name, *one) for name, text in _named(row) for one in personal(text))
+        for name, kind, words in found:
+            self._tell(Rule.PERSONAL, part, row.line, name, f"this looks like somebody's {kind}: {_hidden(words)}")
         if found and self._mask:
-            data = (json.dumps(_masked(plain), ensure_ascii=False) + "\n").encode()
+            data = (json.dumps(_masked(plain, row.line), ensure_ascii=False) + "\n").encode()
         if part.labels is not None:
             part.labels[row.completion.strip()] += 1
             if len(part.labels) > LABELS or len(row.completion) > LABEL:
@@ -251,12 +251,28 @@ def _number(digest: bytes) -> int:
     return int.from_bytes(digest, signed=True)
 
 
-def _masked(value: Any) -> Any:
+def _named(row: Row) -> Iterator[tuple[str, str]]:
+    """Yield what is read of a row, and its id, each with its field: the file's where the field is there as it is."""
+    yield "id", row.id
+    if isinstance(row.prompt, str):
+        shape = {"prompt": row.prompt, "completion": row.completion} if row.prompt else {"text": row.completion}
+        for name, text in shape.items():
+            yield next((own for own, held in row.fields.items() if held == text and own != "id"), name), text
+        return
+    for at, text in enumerate(texts(row)):
+        yield f"messages.{at}.content", text
+
+
+def _masked(plain: dict[str, Any], line: int) -> dict[str, Any]:
+    """Return a row with nothing personal in it; an id that was gets the line behind it, and is still the only such."""
+    found = {name: _without(held) for name, held in plain.items()}
+    return found if found["id"] == plain["id"] else found | {"id": f"{found['id']}-{line}"}
+
+
+def _without(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: held if name in ("id", "role") else _masked(held) for name, held in value.items()}
-    if isinstance(value, list):
-        return [_masked(held) for held in value]
-    return masked(value)
+        return {name: held if name == "role" else _without(held) for name, held in value.items()}
+    return [_without(held) for held in value] if isinstance(value, list) else masked(value)
 
 
 def _hidden(words: str) -> str:
