@@ -36,7 +36,7 @@ WARNINGS = frozenset({Rule.CONFLICT, Rule.DUPLICATE, Rule.PERSONAL, Rule.IMBALAN
 """What is told and recorded, and stops nothing; all else is an error, and nothing is trained on a set that has one."""
 
 MENDS = {
-    Rule.JSON: "write one JSON object a line, in UTF-8",
+    Rule.JSON: "write one JSON object a line, or in a .json file one array of them and nothing else",
     Rule.CSV: "close every quote, and double those inside a cell",
     Rule.PARQUET: "write the file anew",
     Rule.ENCODING: "save the file as UTF-8",

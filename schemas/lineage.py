@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 from pydantic import Field
 
 from schemas.artifact import Artifact, ArtifactFile
+from schemas.dataset import Rule
 from schemas.model import Sha256
 from schemas.version import Version, VersionId
 
@@ -41,6 +42,9 @@ class ModelVersion(Version):
     data_sha256: Sha256
     validation: str | None = None
     validation_sha256: Sha256 | None = None
+    warnings: dict[Rule, int] = Field(
+        default_factory=dict, description="what was told of the rows and let pass, with its count"
+    )
     teacher: str | None = Field(default=None, description="like `base`: what it was distilled from")
     teacher_sha256: Sha256 | None = Field(default=None, description="of the teacher's weights, by name and content")
     tokenizer: str | None = Field(default=None, description="like `base`: whose tokenizer it was built with")

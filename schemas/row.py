@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,3 +28,12 @@ class Row:
             return {"id": self.id, **asked}
         answer = [{"role": "assistant", "content": self.completion}] if self.completion else []
         return {"id": self.id, "messages": [*map(dict, self.prompt), *answer]}
+
+
+def texts(row: Row) -> Iterator[str]:
+    """Yield everything that is read of a row."""
+    if isinstance(row.prompt, str):
+        yield row.prompt
+    else:
+        yield from (message["content"] for message in row.prompt)
+    yield row.completion

@@ -107,6 +107,7 @@ def register(
             teacher_sha256=result.get("teacher_sha256"),
             tokenizer=fixed.tokenizer,
             tokenizer_sha256=result.get("tokenizer_sha256"),
+            warnings=result.get("warnings", {}),
             request=params.model_dump(mode="json"),
             settings=config["params"],
             seed=params.seed,

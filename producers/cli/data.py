@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 PROBLEMS = ("file", "line", "field", "rule", "problem", "way_out")
 COLUMNS = ("name", "version", "rows", "parts", "warnings", "created", "by")
 SHOWN = 20
+LONGEST = 32_000
 
 
 def add(app: typer.Typer) -> None:
@@ -52,7 +54,7 @@ class Reading:
     validation: Annotated[Path | None, typer.Option(help="Rows to validate on.")] = None
     test: Annotated[Path | None, typer.Option(help="Rows held back for the end.")] = None
     recipe: Annotated[str, typer.Option(help="How records become rows; by default their fields tell.")] = "auto"
-    longest: Annotated[int, typer.Option(min=1, help="Characters of a row at most.")] = 32_000
+    longest: Annotated[int, typer.Option(min=1, help="Characters of a row at most.")] = LONGEST
     report: Annotated[Path | None, typer.Option(help="Write every problem to this file, as JSONL.")] = None
 
 
@@ -65,7 +67,7 @@ def check(
     shell: Shell = context.obj
     with _checked(file, reading) as (_, report):
         _tell(shell, report, reading.report)
-        shell.output.next(f"tape data add {file} --name NAME")
+        shell.output.next(f"tape data add {_given(file, reading)} --name NAME")
 
 
 def register(
@@ -147,6 +149,17 @@ def get(
         path = to / f"{part}.jsonl"
         store.fetch(blob_name(held.sha256), path, sha256=held.sha256)
         shell.output.line({"part": part, "file": str(path), "rows": held.rows}, f"{path}  {held.rows} rows")
+
+
+def _given(file: Path, reading: Reading) -> str:
+    """Return what was read, and how, as one writes it in a shell."""
+    told: dict[str, object] = {"validation": reading.validation, "test": reading.test}
+    if reading.recipe != "auto":
+        told["recipe"] = reading.recipe
+    if reading.longest != LONGEST:
+        told["longest"] = reading.longest
+    options = [word for name, value in told.items() if value is not None for word in (f"--{name}", str(value))]
+    return shlex.join([str(file), *options])
 
 
 def _files(file: Path, reading: Reading) -> dict[str, Path]:

@@ -9,7 +9,7 @@ from schemas.artifact import ArtifactFile
 from schemas.lineage import ModelVersion
 
 MADE_OF = (
-    "method", "base", "base_sha256", "data", "data_sha256", "validation", "validation_sha256",
+    "method", "base", "base_sha256", "data", "data_sha256", "validation", "validation_sha256", "warnings",
     "teacher", "teacher_sha256", "tokenizer", "tokenizer_sha256", "request", "settings",
     "versions", "commit", "processor", "exact", "metrics",
 )  # fmt: skip

@@ -47,6 +47,16 @@ def test_what_is_wrong_is_told_line_by_line_and_nothing_is_registered(tape: Tape
     assert tape("data", "ls", outside=None).rows == []
 
 
+def test_what_was_checked_is_what_is_proposed_to_add(tape: Tape, good: str, tmp_path: Path) -> None:
+    assert f"tape data add {good} --name NAME" in tape("data", "check", good, outside=None).err
+    held = rows(tmp_path / "held out.jsonl", {"prompt": "5+5=", "completion": "10"})
+    last = rows(tmp_path / "test.jsonl", {"prompt": "6+6=", "completion": "12"})
+    given = ("--validation", held, "--test", last, "--recipe", "prompt", "--longest", "99")
+    told = tape("data", "check", good, *given, outside=None).err
+    options = f"--validation '{held}' --test {last} --recipe prompt --longest 99"
+    assert f"tape data add {good} {options} --name NAME" in told
+
+
 def test_a_set_is_registered_listed_shown_and_taken_out(tape: Tape, good: str, tmp_path: Path) -> None:
     held = rows(tmp_path / "held.jsonl", {"prompt": "5+5=", "completion": "10"})
     added = tape("data", "add", good, "--name", "sums", "--test", held, outside=None)

@@ -80,7 +80,7 @@ CASES: dict[str, tuple[str, bytes, int, str, str]] = {
     "conflict": ("a.jsonl", lines(GOOD, GOOD | {"completion": "5"}), 1, "completion",
                  "what is asked here has 2 different answers"),
     "duplicate": ("a.jsonl", lines(GOOD, GOOD | {"id": "other"}), 2, "line", "the row is that of line 1 again"),
-    "personal": ("a.jsonl", lines(GOOD, {"text": "write to ann.lee@example.com"}), 2, "email",
+    "personal": ("a.jsonl", lines(GOOD, {"text": "write to ann.lee@example.com"}), 2, "text",
                  "this looks like somebody's email: ann…om"),
     "imbalance": ("a.jsonl", lines(*LABELS), 0, "completion", "'often' is the answer 38 times, and 'rare' 2 times"),
     "imbalance-one": ("a.jsonl", lines(*({"prompt": str(at), "completion": "yes"} for at in range(20))), 0,
@@ -187,16 +187,43 @@ def test_what_looks_personal(text: str, kinds: list[str]) -> None:
         assert hidden == text
 
 
-def test_what_looks_personal_can_be_hidden_everywhere_but_in_the_id(tmp_path: Path) -> None:
+def test_what_looks_personal_is_told_field_by_field(tmp_path: Path) -> None:
+    data = lines(
+        {"context": "ask a.b@example.com or c.d@example.com", "target": "a.b@example.com, a.b@example.com"},
+        {"id": "e.f@example.com", "prompt": "who?", "completion": "none"},
+        {"messages": [{"role": "user", "content": "who?"}, {"role": "assistant", "content": "078-05-1120"}]},
+    )
+    _, report = checked(tmp_path, {"train": ("a.jsonl", data)})
+    assert [(one.line, one.field, one.message.split()[-2:]) for one in report.first] == [
+        (1, "context", ["email:", "a.b…om"]),
+        (1, "context", ["email:", "c.d…om"]),
+        (1, "target", ["email:", "a.b…om"]),
+        (2, "id", ["email:", "e.f…om"]),
+        (3, "messages.1.content", ["ssn:", "078…20"]),
+    ]
+    assert report.warnings == {Rule.PERSONAL: 5}
+
+
+def test_what_looks_personal_can_be_hidden(tmp_path: Path) -> None:
     mail = "a.b@example.com"
     chat = [{"role": "user", "content": mail}, {"role": "assistant", "content": f"to {mail}"}]
-    _, report = checked(tmp_path, {"train": ("a.jsonl", lines({"id": mail, "messages": chat}))}, mask=True)
-    assert report.counts == {Rule.PERSONAL: 1}
-    assert rows(report)[0]["messages"] == [
+    data = lines({"id": mail, "messages": chat}, {"id": mail, "text": "none"}, {"id": "7", "text": "some"})
+    _, report = checked(tmp_path, {"train": ("a.jsonl", data)}, mask=True)
+    assert report.counts == {Rule.PERSONAL: 4}
+    first, second, third = rows(report)
+    assert first["messages"] == [
         {"role": "user", "content": "[email]"},
         {"role": "assistant", "content": "to [email]"},
     ]
+    assert [row["id"] for row in (first, second, third)] == ["[email]-1", "[email]-2", "7"], "no two become one"
     assert mail not in report.problems.read_text(), "a report must not spread what it warns of"
+
+
+def test_an_entity_whose_labels_differ_is_a_conflict(tmp_path: Path) -> None:
+    found = [{"value": "Ford", "label": label} for label in ("Positive", "neutral", "positive")]
+    _, report = checked(tmp_path, {"train": ("a.jsonl", lines({"content": "Ford rose.", "annotations": found}))})
+    assert report.counts == {Rule.CONFLICT: 1}
+    assert [row["completion"] for row in rows(report)] == ["positive", "neutral"]
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.dataset import Rule
 from schemas.errors import InvalidError, SetupError
 from wire.rows import Bad, load, members, records
 from wire.rows import files as module
@@ -66,7 +67,7 @@ def test_a_single_object_is_one_row(tmp_path: Path) -> None:
     ("name", "text", "field", "words"),
     [
         ("a.json", '{"text": "a"', "line", "column 13 is not JSON"),
-        ("a.json", '[{"text": "a"}', "line", "the record that begins here is not JSON"),
+        ("a.json", '[{"text": "a"}', "line", "the file ends, and its array does not"),
         ("a.json", '[{"text": "a"}, 3]', "line", "the line is a number, not an object"),
         ("a.json", b'[{"text": "\xff"}]', "line", "the file is not UTF-8"),
         ("a.json", "[" * 100_000, "line", "nested too deeply|not JSON"),
@@ -79,6 +80,74 @@ def test_what_is_wrong_with_it_is_told(tmp_path: Path, name: str, text: str | by
     with pytest.raises(InvalidError, match=words) as caught:
         load(written(tmp_path / name, text))
     assert (caught.value.code, caught.value.place["field"]) == ("TAPE-1008", field)
+
+
+LONG = "9" * 5_000
+ARRAYS: dict[str, tuple[str, int, int, str]] = {
+    "two arrays": ('[{"text": "a"}]\n[{"text": "b"}]', 1, 2, "something stands behind the end of the array"),
+    "garbage": ('[{"text": "a"}]\n\n GARBAGE {{{', 1, 3, "something stands behind the end of the array"),
+    "two fields": ('{"train": [{"text": "a"}],\n"test": []}', 1, 1, "the array is not the object's only field"),
+    "no brace": ('{"train": [{"text": "a"}]\n', 1, 2, "the file ends, and its object does not"),
+    "two braces": ('{"train": [{"text": "a"}]}\n}', 1, 2, "something stands behind the end of the array"),
+    "another end": ('{"train": [{"text": "a"}]]', 1, 1, "the object does not end"),
+    "no comma": ('[{"text": "a"}\n{"text": "b"}]', 1, 2, "there is no comma between two records"),
+    "a comma first": ('[,{"text": "a"}]', 0, 1, "the record that begins here is not JSON: Expecting value"),
+    "commas last": ('[{"text": "a"},\n,,]', 1, 2, "the record that begins here is not JSON: Expecting value"),
+    "a comma last": ('[{"text": "a"},\n]', 1, 2, "the record that begins here is not JSON: Expecting value"),
+    "deep": ('[{"text": "a"},\n' + "[" * 100_000, 1, 2, "the JSON is nested too deeply"),
+    "a long number": ('[{"text": "a"},\n{"text": "b", "n": ' + LONG + '},\n{"text": "c"}]', 2, 2,
+                      "a number has more than 4,300 digits"),
+    "one long number": ('{"text": "b", "n": ' + LONG + "}", 0, 1, "a number has more than 4,300 digits"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", [1, 7, 4_900, 1 << 20])
+@pytest.mark.parametrize("name", ARRAYS)
+def test_an_array_that_is_not_all_of_the_file_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, piece: int
+) -> None:
+    """What stood behind the first array was passed over, with the rows in it."""
+    monkeypatch.setattr(module, "PIECE", piece)
+    monkeypatch.setattr(module, "HEAD", 64)
+    text, good, line, message = ARRAYS[name]
+    found = list(records(written(tmp_path / "a.json", text)))
+    [(at, bad)] = [(at, one) for at, one in found if isinstance(one, Bad)]
+    assert (len(found) - 1, at, bad.rule, bad.problem) == (good, line, Rule.JSON, message)
+    assert bad.last == ("number" not in name or "one" in name)
+
+
+@given(st.lists(st.one_of(st.integers(), st.floats(allow_nan=False), st.booleans()), max_size=5), st.integers(1, 9))
+def test_a_number_may_be_cut_by_a_piece(items: list[Any], piece: int) -> None:
+    before, module.PIECE = module.PIECE, piece  # type: ignore[misc]
+    try:
+        found = module._json(io.BytesIO(json.dumps(items).encode()))
+        assert [one for _, one in found] == items
+    finally:
+        module.PIECE = before  # type: ignore[misc]
+
+
+def test_one_record_is_not_longer_than_a_line_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_LINE", 100)
+    monkeypatch.setattr(module, "PIECE", 8)
+    monkeypatch.setattr(module, "HEAD", 64)
+    [(line, bad)] = records(written(tmp_path / "a.json", json.dumps({"text": "a" * 200})))
+    assert (line, bad.rule, bad.last) == (1, Rule.LONG, True)
+
+
+def test_a_line_with_a_long_number_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": "b", "n": ' + LONG + '}\n{"text": "c"}\n')
+    with pytest.raises(InvalidError, match="a number has more than 4,300 digits") as caught:
+        load(path)
+    assert (caught.value.code, caught.value.place["line"]) == ("TAPE-1008", 2)
+
+
+@pytest.mark.parametrize("text", [r'{"text": "a\ud800"}', r'{"id": "\ud800", "prompt": "a", "completion": "b"}',
+                                  r'{"messages": [{"role": "user", "content": "\udc00"}]}'])  # fmt: skip
+def test_half_a_character_is_refused_before_a_tokenizer_meets_it(tmp_path: Path, text: str) -> None:
+    path = written(tmp_path / "a.jsonl", '{"text": "a"}\n' + text + "\n")
+    with pytest.raises(InvalidError, match="half of a character") as caught:
+        load(path, need="prompt")
+    assert (caught.value.code, caught.value.place["file"], caught.value.place["line"]) == ("TAPE-1008", "a.jsonl", 2)
 
 
 def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +214,7 @@ NEWS = {
         {"value": "Ford", "label": "Positive"},
         {"value": "GM", "label": "Negative"},
         {"value": "Ford", "label": "Neutral"},
+        {"value": "Ford", "label": "positive"},
     ],
 }
 
@@ -165,6 +235,7 @@ NEWS = {
         (NEWS, [
             ("Ford rose, GM fell.\nSentiment towards Ford:", "positive"),
             ("Ford rose, GM fell.\nSentiment towards GM:", "negative"),
+            ("Ford rose, GM fell.\nSentiment towards Ford:", "neutral"),
         ]),
     ],
     ids=["finqa", "convfinqa", "tatqa", "finentity"],
@@ -188,6 +259,9 @@ def test_foreign_records_become_rows(tmp_path: Path, record: dict[str, Any], wan
         (REPORT | {"questions": [{"question": "a"}]}, "completion", "gives no answer"),
         (NEWS | {"annotations": None}, "annotations", "`annotations` is null, not a list"),
         (NEWS | {"annotations": [{"value": "x"}]}, "label", "`label` is missing"),
+        (NEWS | {"annotations": [3]}, "value", "`value` is to be in an object, and this is a number"),
+        (REPORT | {"questions": [3]}, "question", "`question` is to be in an object, and this is a number"),
+        (REPORT | {"paragraphs": [3]}, "text", "`text` is to be in an object, and this is a number"),
         (PAGE | {"table": [3]}, "table", "`table` is not a list of lists"),
         (PAGE | {"qa": {"question": "a"}}, "qa.program", "gives no answer"),
         ({"question": "a", "table": None}, "table", "neither `contexts` nor `table` holds facts"),

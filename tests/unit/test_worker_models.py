@@ -120,6 +120,29 @@ def test_the_card_tells_it_to_people_and_no_path_of_this_machine(
     assert "README.md" in models.verify(folder), "sealed with the rest"
 
 
+def test_what_was_told_of_the_rows_is_with_the_model(bench: Bench, trained: Succeeded, blank: Path) -> None:
+    (version,) = bench.registry.versions("mood")
+    assert version.warnings == trained.result["warnings"] == {"leak": len(ROWS)}, "it was validated on what it learnt"
+    folder = resolve(f"model:{trained.result['model']}", bench.context(), field="adapter")
+    assert (
+        f"## What was told of the rows\n| | |\n|---|---|\n| leak | {len(ROWS)} |\n"
+        in (folder / "README.md").read_text()
+    )
+    quiet = bench.train(blank, publish_as="quiet")
+    assert "warnings" not in quiet.result
+    assert bench.registry.find("quiet").warnings == {}
+
+
+def test_rows_with_an_error_are_not_trained_on(bench: Bench, blank: Path) -> None:
+    bench.store.put("held.jsonl", LINES.splitlines(keepends=True)[3].encode())
+    params = Training(base=f"file:{blank}", data="blob:rows.jsonl", validation="blob:held.jsonl", publish_as="never")
+    verdict = call(training, bench.context(), params)
+    assert isinstance(verdict, Failed)
+    assert (verdict.failure.code, verdict.failure.failure) == ("TAPE-1014", "invalid")
+    assert verdict.failure.place == {"file": "blob:rows.jsonl", "line": 4, "field": "line", "rule": "leak"}
+    assert "never" not in bench.registry.names()
+
+
 def test_two_runs_are_the_same_bytes_and_one_version(bench: Bench, trained: Succeeded, blank: Path) -> None:
     again = bench.train(blank, job="second", attempt=2, validation="blob:rows.jsonl")
     assert bytes_of(bench, again) == bytes_of(bench, trained)

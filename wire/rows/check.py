@@ -14,13 +14,13 @@ import hashlib
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
 from schemas.dataset import WARNINGS, Problem, Rule
-from schemas.row import Row
+from schemas.row import Row, texts
 from wire.rows.files import found_in
 from wire.rows.personal import masked, personal
 from wire.rows.shapes import Bad
@@ -29,7 +29,7 @@ LONGEST: Final = 32_000
 """Characters of a row, by default: about 8,000 tokens of English."""
 BATCH: Final = 5_000
 SHOWN: Final = 1_000
-"""Problems that are kept to be shown; all are in the file."""
+"""Problems that are kept to be shown, and the first of each rule; all are in the file."""
 LABELS, LABEL = 50, 80
 """Answers are labels when there are at most so many different ones, of at most so many characters."""
 ENOUGH, RARE = 20, 10
@@ -67,6 +67,10 @@ class Part:
     count: int = 0
     whole: bool = True
     """Whether it could be read to its end."""
+    called: str = ""
+    """What its file is called in a problem."""
+    known: bool = False
+    """Whether its rows were checked before: what they have in common with another part is told, and nothing else."""
     labels: Counter[str] | None = field(default_factory=Counter)
 
 
@@ -117,25 +121,27 @@ class Check:
         self._told.close()
         self._base.close()
 
-    def take(self, name: str, path: Path) -> None:
-        """Read a part. Raises what `wire.rows.records` raises."""
-        part, index = Part(name, path, self._folder / f"{name}.jsonl"), len(self._parts)
+    def take(
+        self, name: str, path: Path, *, rows: Iterable[Row] | None = None, called: str = "", known: bool = False
+    ) -> None:
+        """Read a part. Raises what `wire.rows.records` raises.
+
+        `rows` are what the file holds, where somebody has read it already, `called` is how its problems name the file,
+        and of a part that is `known` only leaks are told.
+        """
+        part = Part(name, path, self._folder / f"{name}.jsonl", called=called or path.name, known=known)
+        index = len(self._parts)
         self._parts.append(part)
         seen: list[tuple[int, ...]] = []
+        given = found_in(path, self._recipe) if rows is None else ((row.line, row) for row in rows)
         with part.rows.open("wb") as out:
-            for line, found in found_in(path, self._recipe):
+            for line, found in given:
                 if isinstance(found, Bad):
                     part.whole = part.whole and not found.last
                     self._unread[found.rule] += 1
                     self._tell(found.rule, part, line, found.name, found.problem)
                     continue
-                try:
-                    out.write(self._written(part, found))
-                except UnicodeEncodeError:
-                    self._unread[Rule.ENCODING] += 1
-                    told = "the row holds half of a character (a lone surrogate)"
-                    self._tell(Rule.ENCODING, part, line, "line", told)
-                    continue
+                out.write(self._written(part, found))
                 seen.append((index, part.count, line, *_hashes(found)))
                 if (length := _length(found)) > self._longest:
                     told = f"the row has {length:,} characters, and {self._longest:,} are allowed"
@@ -157,7 +163,7 @@ class Check:
             told = f"what is asked here has {answers} different answers"
             self._tell(Rule.CONFLICT, parts[part], line, "completion", told)
         for part, number, line, held, there in self._base.execute(_LEAKS):
-            told = f"the same is asked in line {there} of the {parts[held].name} part ({parts[held].source.name})"
+            told = f"the same is asked in line {there} of the {parts[held].name} part ({parts[held].called})"
             self._leave(Rule.LEAK, part, number, line, told)
         for one in parts:
             self._balance(one)
@@ -183,14 +189,14 @@ class Check:
         return left
 
     def _written(self, part: Part, row: Row) -> bytes:
-        """Return a row in its one shape; tell what looks personal in it. Raises `UnicodeEncodeError`."""
+        """Return a row in its one shape; tell what looks personal in it."""
         plain = row.plain()
         data = (json.dumps(plain, ensure_ascii=False) + "\n").encode()
-        found = {kind: words for text in _texts(row) for kind, words in personal(text)}
-        for kind, words in found.items():
-            self._tell(Rule.PERSONAL, part, row.line, kind, f"this looks like somebody's {kind}: {_hidden(words)}")
+        found = dict.fromkeys((name, *one) for name, text in _named(row) for one in personal(text))
+        for name, kind, words in found:
+            self._tell(Rule.PERSONAL, part, row.line, name, f"this looks like somebody's {kind}: {_hidden(words)}")
         if found and self._mask:
-            data = (json.dumps(_masked(plain), ensure_ascii=False) + "\n").encode()
+            data = (json.dumps(_masked(plain, row.line), ensure_ascii=False) + "\n").encode()
         if part.labels is not None:
             part.labels[row.completion.strip()] += 1
             if len(part.labels) > LABELS or len(row.completion) > LABEL:
@@ -219,24 +225,17 @@ class Check:
         self._base.execute("INSERT INTO gone VALUES (?, ?, ?)", (part, number, rule))
 
     def _tell(self, rule: Rule, part: Part, line: int, name: str, told: str) -> None:
-        found = Problem(rule=rule, part=part.name, file=part.source.name, line=line, field=name, message=told)
+        if part.known and rule is not Rule.LEAK:
+            return
+        found = Problem(rule=rule, part=part.name, file=part.called, line=line, field=name, message=told)
         self._counts[rule] += 1
-        if len(self._first) < SHOWN:
+        if len(self._first) < SHOWN or self._counts[rule] == 1:
             self._first.append(found)
         self._told.write(found.model_dump_json() + "\n")
 
 
-def _texts(row: Row) -> Iterator[str]:
-    """Yield everything that is read of a row."""
-    if isinstance(row.prompt, str):
-        yield row.prompt
-    else:
-        yield from (message["content"] for message in row.prompt)
-    yield row.completion
-
-
 def _length(row: Row) -> int:
-    return sum(map(len, _texts(row)))
+    return sum(map(len, texts(row)))
 
 
 def _hashes(row: Row) -> tuple[int, int]:
@@ -252,12 +251,28 @@ def _number(digest: bytes) -> int:
     return int.from_bytes(digest, signed=True)
 
 
-def _masked(value: Any) -> Any:
+def _named(row: Row) -> Iterator[tuple[str, str]]:
+    """Yield what is read of a row, and its id, each with its field: the file's where the field is there as it is."""
+    yield "id", row.id
+    if isinstance(row.prompt, str):
+        shape = {"prompt": row.prompt, "completion": row.completion} if row.prompt else {"text": row.completion}
+        for name, text in shape.items():
+            yield next((own for own, held in row.fields.items() if held == text and own != "id"), name), text
+        return
+    for at, text in enumerate(texts(row)):
+        yield f"messages.{at}.content", text
+
+
+def _masked(plain: dict[str, Any], line: int) -> dict[str, Any]:
+    """Return a row with nothing personal in it; an id that was gets the line behind it, and is still the only such."""
+    found = {name: _without(held) for name, held in plain.items()}
+    return found if found["id"] == plain["id"] else found | {"id": f"{found['id']}-{line}"}
+
+
+def _without(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: held if name in ("id", "role") else _masked(held) for name, held in value.items()}
-    if isinstance(value, list):
-        return [_masked(held) for held in value]
-    return masked(value)
+        return {name: held if name == "role" else _without(held) for name, held in value.items()}
+    return [_without(held) for held in value] if isinstance(value, list) else masked(value)
 
 
 def _hidden(words: str) -> str:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from schemas.dataset import Rule
 from schemas.errors import InvalidError, NotFoundError, SetupError
-from schemas.row import Need, Row
+from schemas.row import Need, Row, texts
 from wire.rows.recipes import known, rows
 from wire.rows.shapes import Bad
 
@@ -25,7 +26,9 @@ HEAD: Final = 4_096
 """Characters in which an array must begin; else the file is one record."""
 SHOWN = 5
 _OPENING = re.compile(r'\s*(?:\{\s*"(?:[^"\\]|\\.)*"\s*:\s*)?\[')
-_WHITE = re.compile(r"[\s,]*")
+_WHITE = re.compile(r"[ \t\r\n]*")
+_DECODER, _MEASURER = json.JSONDecoder(), json.JSONDecoder(parse_int=len)
+NESTED: Final = "the JSON is nested too deeply"
 
 Found = Iterator[tuple[int, Any]]
 """Line, and a record or a `Bad`."""
@@ -93,9 +96,19 @@ def found_in(path: Path, recipe: str = "auto", need: Need = "completion") -> Ite
             if isinstance(found, Bad):
                 raise found
             for row in rows(found, line, chosen, need):
+                _writable(row)
                 yield line, row
         except Bad as bad:
             yield line, bad
+
+
+def _writable(row: Row) -> None:
+    """Raise `Bad` for text that JSON can spell and UTF-8 cannot, and no tokenizer takes."""
+    try:
+        for text in (row.id, *texts(row)):
+            text.encode()
+    except UnicodeEncodeError:
+        raise Bad("line", "the row holds half of a character (a lone surrogate)", Rule.ENCODING) from None
 
 
 def _error(path: Path, bad: list[tuple[int, Bad]]) -> InvalidError:
@@ -130,13 +143,19 @@ def _parsed(raw: bytes) -> Any:
         raise Bad("line", f"byte {error.start + 1} is not UTF-8", Rule.ENCODING) from None
     except json.JSONDecodeError as error:
         raise Bad("line", f"column {error.colno} is not JSON: {error.msg}", Rule.JSON) from None
+    except ValueError:
+        raise Bad("line", _digits(), Rule.JSON) from None
     except RecursionError:
-        raise Bad("line", "the JSON is nested too deeply", Rule.JSON) from None
+        raise Bad("line", NESTED, Rule.JSON) from None
+
+
+def _digits() -> str:
+    """Say why a number was not read: Python takes no longer ones, for they cost time by the square of their length."""
+    return f"a number has more than {sys.get_int_max_str_digits():,} digits"
 
 
 def _json(file: BinaryIO) -> Found:
     """Read a JSON array record by record, also where it is the one field of an object, as `{"dev": [...]}`."""
-    decoder = json.JSONDecoder()
     try:
         text = _more(file, "").removeprefix("\ufeff")
         while (
@@ -146,34 +165,105 @@ def _json(file: BinaryIO) -> Found:
         ):
             text = more
         if opening is None:
-            yield 1, json.loads(text + file.read().decode("utf-8"))
+            yield _single(text, file.read(MAX_LINE + 1))
             return
-        at, line = opening.end(), 1 + text.count("\n", 0, opening.end())
-        while True:
-            white = _WHITE.match(text, at)
-            assert white is not None
-            line, at = line + text.count("\n", at, white.end()), white.end()
-            if text[at : at + 1] == "]":
-                return
-            try:
-                record, end = decoder.raw_decode(text, at)
-            except json.JSONDecodeError as error:
-                rest = text[at:]
-                if len(rest) <= MAX_LINE and len(more := _more(file, rest)) > len(rest):
-                    text, at = more, 0
-                    continue
-                yield line, Bad("line", f"the record that begins here is not JSON: {error.msg}", Rule.JSON, last=True)
-                return
-            yield line, record
-            line, at = line + text.count("\n", at, end), end
-            if at > PIECE:
-                text, at = text[at:], 0
+        yield from _items(file, text, opening)
     except UnicodeDecodeError as error:
         yield 1, Bad("line", f"the file is not UTF-8: {error.reason}", Rule.ENCODING, last=True)
+
+
+def _single(text: str, rest: bytes) -> tuple[int, Any]:
+    """Return the one record that a file is."""
+    if len(rest) > MAX_LINE:
+        told = f"the file is no array of records, and longer than a record may be ({MAX_LINE >> 20} MiB)"
+        return 1, Bad("line", told, Rule.LONG, last=True)
+    try:
+        return 1, json.loads(text + rest.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise
     except json.JSONDecodeError as error:
-        yield error.lineno, Bad("line", f"column {error.colno} is not JSON: {error.msg}", Rule.JSON, last=True)
+        return error.lineno, Bad("line", f"column {error.colno} is not JSON: {error.msg}", Rule.JSON, last=True)
+    except ValueError:
+        return 1, Bad("line", _digits(), Rule.JSON, last=True)
     except RecursionError:
-        yield 1, Bad("line", "the JSON is nested too deeply", Rule.JSON, last=True)
+        return 1, Bad("line", NESTED, Rule.JSON, last=True)
+
+
+def _items(file: BinaryIO, text: str, opening: re.Match[str]) -> Found:
+    """Read the records of an array behind its bracket, and see that nothing else is in the file."""
+    at, line = opening.end(), 1 + text.count("\n", 0, opening.end())
+    separated, first = True, True
+    while True:
+        if at > PIECE:
+            text, at = text[at:], 0
+        white = _WHITE.match(text, at)
+        assert white is not None
+        line, at = line + text.count("\n", at, white.end()), white.end()
+        if at == len(text):
+            if not (text := _more(file, "")):
+                yield line, Bad("line", "the file ends, and its array does not", Rule.JSON, last=True)
+                return
+            at = 0
+            continue
+        if text[at] == "]" and (first or not separated):
+            break
+        if not separated:
+            if text[at] != ",":
+                yield line, Bad("line", "there is no comma between two records", Rule.JSON, last=True)
+                return
+            separated, at = True, at + 1
+            continue
+        try:
+            record, end = _decoded(text, at)
+            # A number may go on in the next piece; what else decodes is whole.
+            cut = end + 2 >= len(text) and not isinstance(record, dict | list | str)
+            problem = ""
+        except json.JSONDecodeError as error:
+            record, end, cut, problem = None, at, True, error.msg
+        except RecursionError:
+            yield line, Bad("line", NESTED, Rule.JSON, last=True)
+            return
+        rest = text[at:] if cut else ""
+        if cut and len(rest) <= MAX_LINE and len(more := _more(file, rest)) > len(rest):
+            text, at = more, 0
+            continue
+        if problem:
+            yield line, Bad("line", f"the record that begins here is not JSON: {problem}", Rule.JSON, last=True)
+            return
+        yield line, record
+        line, at = line + text.count("\n", at, end), end
+        separated = first = False
+    yield from _closed(file, text[at + 1 :], line, "{" if "{" in opening[0] else "")
+
+
+def _decoded(text: str, at: int) -> tuple[Any, int]:
+    """Return the record that begins there, or what is wrong with its numbers; and where it ends."""
+    try:
+        return _DECODER.raw_decode(text, at)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        # Read once more without the numbers' values, so that the records behind it can be read.
+        return Bad("line", _digits(), Rule.JSON), _MEASURER.raw_decode(text, at)[1]
+
+
+def _closed(file: BinaryIO, text: str, line: int, brace: str) -> Found:
+    """Yield what is wrong behind the bracket that closes the array: there is to be the object's brace and no more."""
+    while text or (text := _more(file, "")):
+        white = _WHITE.match(text)
+        assert white is not None
+        line, text = line + white[0].count("\n"), text[white.end() :]
+        if brace and text:
+            if text[0] != "}":
+                told = "the array is not the object's only field" if text[0] == "," else "the object does not end"
+                yield line, Bad("line", told, Rule.JSON, last=True)
+                return
+            brace, text = "", text[1:]
+        elif text:
+            yield line, Bad("line", "something stands behind the end of the array", Rule.JSON, last=True)
+            return
+    if brace:
+        yield line, Bad("line", "the file ends, and its object does not", Rule.JSON, last=True)
 
 
 def _more(file: BinaryIO, text: str) -> str:

@@ -52,21 +52,23 @@ def tatqa(record: Mapping[str, Any]) -> Iterator[Asked]:
         raise Bad("questions", "`paragraphs` and `questions` are not lists")
     facts = [*_rows({"table": table}), *(text(part, "text") for part in paragraphs)]
     for question in questions:
+        asked = text(question, "question")
         answer, scale = question.get("answer"), question.get("scale") or ""
         told = ", ".join(map(str, answer)) if isinstance(answer, list) else None if answer is None else str(answer)
-        prompt = "\n".join([*facts, f"Question: {text(question, 'question')}", "Answer:"])
+        prompt = "\n".join([*facts, f"Question: {asked}", "Answer:"])
         yield prompt, None if told is None else f"{told} {scale}".strip()
 
 
 def finentity(record: Mapping[str, Any]) -> Iterator[Asked]:
-    """Read a sentence with entities: what is the sentiment towards each of them?"""
+    """Read a sentence with entities: what is the sentiment towards each of them?
+
+    An entity that is named several times is asked for once; where its labels differ, once for each of them: which is
+    right is not for us to say, and the rows show as a conflict.
+    """
     sentence, found = text(record, "content"), record.get("annotations")
     if not isinstance(found, list):
         raise Bad("annotations", f"`annotations` is {sort(found)}, not a list")
-    seen: dict[str, str] = {}
-    for entity in found:
-        seen.setdefault(text(entity, "value"), text(entity, "label").lower())
-    for name, label in seen.items():
+    for name, label in dict.fromkeys((text(entity, "value"), text(entity, "label").lower()) for entity in found):
         yield f"{sentence}\nSentiment towards {name}:", label
 
 

@@ -37,6 +37,8 @@ class Bad(Exception):  # noqa: N818 - a problem with a line, turned into an erro
 
 def text(record: Mapping[str, Any], name: str) -> str:
     """Return a field that must be text with something in it. Raises `Bad`."""
+    if not isinstance(record, Mapping):
+        raise Bad(name, f"`{name}` is to be in an object, and this is {sort(record)}")
     if name not in record:
         raise Bad(name, f"`{name}` is missing", Rule.MISSING)
     value = record[name]

@@ -17,6 +17,7 @@ from workers.lineage import pinned, register
 from workers.refs import MODELS, recipe_for, resolve
 from workers.report import Reports
 from workers.tokens import Tokens
+from workers.vet import vet
 
 if TYPE_CHECKING:
     from schemas.row import Row
@@ -38,6 +39,7 @@ def training(context: Context, params: Training) -> Verdict:
     reports = Reports(context, params)
     fixed = pinned(params, context)
     rows, valid, hashes = _rows(fixed, context)
+    warnings = vet(context, fixed, rows, valid, same=hashes["data"] == hashes.get("validation"))
     base = resolve(fixed.base, context, field="base") if fixed.base else built(fixed, rows, context, hashes)
     teacher = resolve(fixed.teacher, context, field="teacher") if fixed.teacher else None
     context.check()
@@ -61,8 +63,8 @@ def training(context: Context, params: Training) -> Verdict:
     hashes |= {"teacher": done.teacher} if done.teacher else {}
     origin = fixed.base or f"{SCRATCH}{fixed.architecture and fixed.architecture.family}"
     made_of = {use: (label(getattr(fixed, use)), found) for use, found in hashes.items()}
-    card.write(out, base=label(origin), data=made_of)
-    result = _facts(fixed, origin, done, hashes)
+    card.write(out, base=label(origin), data=made_of, warnings=warnings)
+    result = _facts(fixed, origin, done, hashes) | ({"warnings": warnings} if warnings else {})
     more = reports.write(out / "metrics.jsonl", result)
     name = "adapter" if params.method in ADAPTERS else "model"
     context.progress(phase="publish")

@@ -6,6 +6,7 @@ It tells nothing that differs where the training does not: no time, no path of a
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +41,21 @@ tokenizer = AutoTokenizer.from_pretrained("THIS-FOLDER")
 """
 
 
-def write(folder: Path, *, base: str, data: dict[str, tuple[str, str]]) -> None:
+def write(
+    folder: Path, *, base: str, data: dict[str, tuple[str, str]], warnings: Mapping[str, int] | None = None
+) -> None:
     """Write the card into the folder that a training left, and seal that anew.
 
     `base` is what the base is called; `data` what else it was made of, and its sha256: the rows of each use (training,
-    validation), a teacher, a tokenizer.
+    validation), a teacher, a tokenizer; `warnings` what was told of the rows and let pass, with its count.
     """
     config = json.loads((folder / CONFIG).read_text())
-    (folder / CARD).write_text(text(config, base=base, data=data), encoding="utf-8")
+    (folder / CARD).write_text(text(config, base=base, data=data, warnings=warnings or {}), encoding="utf-8")
     about = json.loads((folder / models.MANIFEST).read_text())
     models.seal(folder, **{key: value for key, value in about.items() if key != "files"})
 
 
-def text(config: dict[str, Any], *, base: str, data: dict[str, tuple[str, str]]) -> str:
+def text(config: dict[str, Any], *, base: str, data: dict[str, tuple[str, str]], warnings: Mapping[str, int]) -> str:
     """Return the card of a training whose `train.json` holds `config`."""
     params, result = config["params"], config["result"]
     lora = params["method"] in ADAPTERS
@@ -77,6 +80,8 @@ def text(config: dict[str, Any], *, base: str, data: dict[str, tuple[str, str]])
         "",
         "The base's is over its weights' names and hashes.",
         "",
+        *(["## What was told of the rows", *_table(dict(warnings)), ""]
+          if warnings else []),
         "## Settings",
         *_table(_flat(asked)),
         "",
