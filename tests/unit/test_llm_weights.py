@@ -18,7 +18,7 @@ from workers.llm.train import train
 from workers.llm.weights import INDEX, SHOWN, WHOLE
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
-Change = Callable[[dict[str, Any]], None]
+Change = Callable[[dict[str, Any]], object]
 
 
 @pytest.fixture
@@ -120,6 +120,20 @@ def test_what_is_tied_or_a_buffer_is_not_missing(copy: Path, family: str, tied: 
     if not tied:
         edit(copy / WHOLE, lambda tensors: tensors.pop("lm_head.weight"))
         refused(copy, r"lack 1 tensor of the model: lm_head\.weight")
+
+
+def test_an_expert_that_lacks_a_tensor_is_named(copy: Path) -> None:
+    from transformers import AutoModelForCausalLM, MixtralConfig
+
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = MixtralConfig(vocab_size=600, num_key_value_heads=2, num_local_experts=3, **shape)
+    AutoModelForCausalLM.from_config(config).save_pretrained(copy)
+    lost = "model.layers.1.block_sparse_moe.experts.2.w1.weight"
+    edit(copy / WHOLE, lambda tensors: tensors.pop(lost))
+    refused(copy, f"lack 1 tensor that others like them have: {lost} ")
+    more = {lost.replace("w1", other) for other in ("w2", "w3")}
+    edit(copy / WHOLE, lambda tensors: [tensors.pop(name) for name in more])
+    refused(copy, r"2 tensors of another shape than in the model: model.layers.1.mlp.experts.down_proj is 2×16×16")
 
 
 def test_an_adapter_that_is_not_whole_or_does_not_fit_is_refused(blank: Path, adapter: Path, tmp_path: Path) -> None:
@@ -239,6 +253,10 @@ def test_other_ways_to_other_weights_are_closed(copy: Path, adapter: Path, blank
         describe(copy, **more)
         refused(copy, "transformers_weights")
         (copy / "config.json").write_text(before)
+    before = (copy / "config.json").read_text()
+    describe(copy, _attn_implementation="kernels-community/flash-attn")
+    refused(copy, "code of its own")
+    (copy / "config.json").write_text(before)
     part = copy / "shard-00001-model-00001-of-00001.safetensors"
     shutil.copy(blank / WHOLE, part)
     refused(copy, "distributed checkpoint")

@@ -266,16 +266,17 @@ def _load(
     tokenizer = weights.tokenizer(path)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    module, told = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=precision(device, dtype),
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are told, all of them, and refused here
-        **known,
-    )
+    with weights.explained(path):
+        module, told = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=precision(device, dtype),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told, all of them, and refused here
+            **known,
+        )
     weights.complete(path, told)
     weights.embedded(path, tokenizer, module)
     if four_bit:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ WHOLE, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "ad
 TOKENIZERS = ("tokenizer*.json", "vocab.*", "merges.txt", "tekken.json", "*.model", "*.tiktoken")
 SHOWN = 5
 """Names in one message."""
+_NUMBER = re.compile(r"\.(\d+)\.")
 _SPREAD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 _SELF = frozenset({"tokenizer_config.json"})
 
@@ -77,17 +79,21 @@ def _sound(file: Path) -> None:
     """Raise unless the file begins as safetensors do, and has all the bytes that it says."""
     if not file.is_file():
         raise _bad(file, f"{file.name} is missing", "fetch it, or save the model anew")
+    if not _header(file)[1]:
+        raise _bad(file, f"{file.name} is no whole safetensors file", "fetch it anew, or convert it to safetensors")
+
+
+def _header(file: Path) -> tuple[list[str], bool]:
+    """Return the names of the tensors in a safetensors file, and whether it is one and has all the bytes it says."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         try:
             header: dict[str, Any] = json.loads(opened.read(length) if length <= size - 8 else b"")
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-            cut = max(ends, default=0) + 8 + length > size
+            ends = {name: entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"}
+            return list(ends), max(ends.values(), default=0) + 8 + length <= size
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
-            cut = True
-    if cut:
-        raise _bad(file, f"{file.name} is no whole safetensors file", "fetch it anew, or convert it to safetensors")
+            return [], False
 
 
 def plain(path: Path, names: Iterable[str]) -> None:
@@ -99,7 +105,12 @@ def plain(path: Path, names: Iterable[str]) -> None:
         if name == "adapter_config.json":
             told = "config.json and adapter_config.json lie in one directory: a model and an adapter"
             raise _bad(path, told, "merge the adapter, or keep it in a directory of its own and name it as the adapter")
-    if _has(parsed(path / "config.json"), "transformers_weights"):
+    config = parsed(path / "config.json")
+    for field in ("_attn_implementation", "attn_implementation"):
+        if "/" in str(config.get(field)):
+            told = f"config.json asks for code of its own ({field}: {config[field]}), which is never run"
+            raise _bad(path / "config.json", told, "remove the field")
+    if _has(config, "transformers_weights"):
         told = (
             f"config.json says where the weights are (transformers_weights), and they must be {WHOLE} or in its index"
         )
@@ -125,6 +136,36 @@ def complete(path: Path, told: dict[str, Any]) -> None:
     if other:
         shapes = [f"{name} is {_shape(here)} and not {_shape(wanted)}" for name, here, wanted in other]
         raise _bad(path, f"{_count(shapes)} of another shape than in the model: {_few(shapes)}", hint)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Say which tensors a library could not put together, as it does with the experts of a mixture: it only logs that.
+
+    Raises `InvalidError` (TAPE-1009).
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "automatic conversion" not in str(error):
+            raise
+        names = {name for file in loaded(path) for name in _header(path / file)[0]}
+        lacking = _gaps(names)
+        which = f", which lack {_count(lacking)} that others like them have: {_few(lacking)}" if lacking else ""
+        told = f"the weights cannot be put together as the model has them{which}"
+        raise _bad(path, told, "fetch the weights anew, or take the config.json that belongs to them") from error
+
+
+def _gaps(names: Iterable[str]) -> list[str]:
+    """Return the tensors that one numbered part lacks and another of the same kind has."""
+    parts: dict[str, set[tuple[str, ...]]] = {}
+    ends: dict[str, set[str]] = {}
+    for name in (name for name in names if "{" not in name and "}" not in name):
+        kind, _, end = _NUMBER.sub(".{}.", name).rpartition("{}.")
+        parts.setdefault(kind, set()).add(tuple(_NUMBER.findall(name)))
+        ends.setdefault(kind, set()).add(end)
+    every = {(kind + "{}." + end).format(*one) for kind in parts if kind for one in parts[kind] for end in ends[kind]}
+    return sorted(every - set(names))
 
 
 def tokenizer(path: Path) -> Any:
