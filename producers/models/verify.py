@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from schemas.artifact import ArtifactFile
 from schemas.errors import ConflictError, InvalidError, JobError, NotFoundError, TapeError
@@ -83,8 +85,9 @@ def verify(blobs: Blobs, versions: Iterable[ModelVersion]) -> Iterator[tuple[Mod
 def export(blobs: Blobs, version: ModelVersion, folder: Path) -> bool:
     """Bring a version into a folder, every byte verified; return whether anything had to be written.
 
-    Raises `ConflictError` (TAPE-3001) for a folder that holds anything else, `InvalidError` (TAPE-1010) for what is no
-    folder, `NotFoundError` (TAPE-2001), `JobError` (TAPE-6007).
+    A folder that was not there appears whole or not at all; one that was there keeps what it had, and nothing of an
+    export that fails. Raises `ConflictError` (TAPE-3001) for a folder that holds anything else, `InvalidError`
+    (TAPE-1010) for what is no folder, `NotFoundError` (TAPE-2001), `JobError` (TAPE-6007).
     """
     wanted = {file.path: file.sha256 for file in files(blobs, version)}
     if folder.exists() and not folder.is_dir():
@@ -96,8 +99,35 @@ def export(blobs: Blobs, version: ModelVersion, folder: Path) -> bool:
                 f"{folder} holds {name}, which is not of {version.name}@{version.version}", code="TAPE-3001",
                 file=str(path), hint="choose an empty folder, or one that does not exist yet",
             )  # fmt: skip
-    materialise(blobs, version.artifact, folder)
+    if folder.exists():
+        _filled(blobs, version, folder, set(wanted) - set(there))
+    else:
+        _appears(blobs, version, folder)
     return set(there) != set(wanted)
+
+
+def _appears(blobs: Blobs, version: ModelVersion, folder: Path) -> None:
+    """Bring a version into a folder beside the one that is wanted, which takes its name in the end."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name[:200]}-", dir=folder.parent) as beside:
+        made = Path(beside) / "whole"  # with the rights that any new folder has, and a temporary one has not
+        materialise(blobs, version.artifact, made)
+        made.rename(folder)
+
+
+def _filled(blobs: Blobs, version: ModelVersion, folder: Path, lacking: set[str]) -> None:
+    """Bring what a folder lacks of a version into it, all of it or nothing."""
+    folders = {path for path in folder.rglob("*") if path.is_dir()}
+    try:
+        materialise(blobs, version.artifact, folder)
+    except BaseException:
+        for name in lacking:
+            (folder / name).unlink(missing_ok=True)
+        for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+            if path not in folders:
+                with suppress(OSError):
+                    path.rmdir()
+        raise
 
 
 def _below(folder: Path) -> Iterator[Path]:

@@ -33,7 +33,7 @@ class Bench:
 
     def run(
         self, *, die_at: int | None = None, stop_at: int | None = None, hook: Callable[[int], None] | None = None,
-        valid: list[Row] | None = None, **given: Any,
+        valid: list[Row] | None = None, rows: list[Row] | None = None, **given: Any,
     ) -> TrainResult:  # fmt: skip
         self.attempts += 1
         told: list[dict[str, Any]] = []
@@ -50,7 +50,7 @@ class Bench:
             lambda: self.store, job="j", kind="training", attempt=self.attempts, advanced=self.kept.append
         ) as kept:
             return train(
-                TrainParams(**SETTINGS | given), base=self.base, rows=ROWS, valid=valid or ROWS[:3],
+                TrainParams(**SETTINGS | given), base=self.base, rows=rows or ROWS, valid=valid or ROWS[:3],
                 out=self.folder / f"out-{self.attempts}", progress=progress, checkpoints=kept,
                 should_stop=lambda: bool(stop_at and told and told[-1].get("step", 0) >= stop_at),
             )  # fmt: skip

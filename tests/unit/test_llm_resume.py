@@ -103,7 +103,10 @@ def test_threads_are_taken_over_from_who_began(blank: Path, whole: Path, tmp_pat
     assert files(last.out) == files(whole)
 
 
-@pytest.mark.parametrize(("name", "other"), [("versions", lambda *_: {"torch": "1.0"}), ("CODE", 1)])
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("versions", lambda *_: {"torch": "1.0"}), ("CODE", 1), ("processor", lambda: "another, AVX9")],
+)
 def test_other_versions_go_on_and_say_so(
     blank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, other: Any
 ) -> None:
@@ -124,6 +127,26 @@ def test_a_checkpoint_of_another_request_is_no_use(blank: Path, tmp_path: Path, 
     with pytest.raises(Killed):
         bench.run(die_at=5)
     assert bench.run(**other).resumed == 0
+
+
+@pytest.mark.parametrize("other", [{"rows": [*ROWS[1:], ROWS[0]]}, {"valid": ROWS[3:6]}])
+def test_a_checkpoint_of_other_rows_is_no_use(blank: Path, tmp_path: Path, other: dict[str, Any]) -> None:
+    bench = Bench(blank, tmp_path)
+    with pytest.raises(Killed):
+        bench.run(die_at=5)
+    assert bench.run(**other).resumed == 0
+
+
+def test_what_must_be_the_same_to_go_on_and_to_be_exact() -> None:
+    decides = ("request", "base", "rows", "teacher")
+    mine = dict.fromkeys((*decides, *resume.ALIKE, "threads"), "a") | {"device": "cpu", "exact": True}
+    assert resume.fits(mine, mine)
+    assert resume.exact(mine, mine)
+    assert [name for name in mine if not resume.fits(mine, mine | {name: "b"})] == list(decides)
+    assert {name for name in mine if not resume.exact(mine, mine | {name: ""})} == {
+        "device", "batch_size", "versions", "processor", "code", "exact",
+    }  # fmt: skip
+    assert not resume.exact(mine | {"device": "cuda"}, mine | {"device": "cuda"}), "a GPU promises nothing"
 
 
 def test_where_memory_runs_out_fewer_rows_are_taken_at_a_time(

@@ -24,7 +24,7 @@ from schemas.lineage import ModelVersion, version_of
 from schemas.outcome import Failure, Outcome, Status
 from schemas.version import Move
 from wire.blobs import open_store
-from wire.blobs.manifest import blob_name, read_manifest
+from wire.blobs.manifest import blob_name, publish, read_manifest
 from wire.blobs.memory import Memory
 from wire.registry import Registry
 from wire.settings import Settings
@@ -329,6 +329,36 @@ class TestExport:
         assert f"TAPE-3001 {tmp_path / 'out'} holds {there}, which is not of {at(version)}" in found.err
         assert (tmp_path / "out" / there).read_text() == "mine"
         assert len([path for path in (tmp_path / "out").rglob("*") if path.is_file()]) == 1
+
+    @pytest.mark.parametrize("lost", [b"flipped", None])
+    @pytest.mark.parametrize("there", [None, "", "README.md"])
+    def test_an_export_that_fails_leaves_nothing_behind(
+        self, tape: Tape, stock: Stock, tmp_path: Path, there: str | None, lost: bytes | None
+    ) -> None:
+        files = {"README.md": b"a card", "deep/more.json": b"{}", "model.safetensors": b"weights"}
+        artifact = publish(stock.blobs, files, job="j", kind="training", name="model")
+        listed = read_manifest(stock.blobs, artifact).files
+        stock.registry.add(stock.put(b"1").model_copy(update={"artifact": artifact, "version": version_of(listed)}))
+        weights = blob_name(next(file.sha256 for file in listed if file.path == "model.safetensors"))
+        if lost is None:
+            stock.blobs.delete(weights)
+        else:
+            stock.blobs.put(weights, lost)
+        out = tmp_path / "of" / "mine"
+        if there is not None:
+            out.mkdir(parents=True)
+        if there:
+            (out / there).write_bytes(files[there])
+        found = tape("models", "export", f"mood@{version_of(listed)}", str(out))
+        assert found.code != Exit.OK
+        left = [path.relative_to(out.parent).as_posix() for path in out.parent.rglob("*")]
+        assert sorted(left) == {None: [], "": ["mine"]}.get(there, ["mine", f"mine/{there}"])
+        stock.blobs.put(weights, b"weights")
+        assert tape("models", "export", f"mood@{version_of(listed)}", str(out)).code == Exit.OK
+        assert {
+            path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()
+        } == files
+        assert out.stat().st_mode & 0o777 == out.parent.stat().st_mode & 0o777, "with the rights of any new folder"
 
     def test_a_file_is_no_folder(self, tape: Tape, stock: Stock, tmp_path: Path) -> None:
         stock.put(b"1")

@@ -90,6 +90,17 @@ def test_a_base_of_what_stays_stays_and_so_does_its_base(stock: Stock) -> None:
     assert plan(shelf, keep=0).versions == (loose,)
 
 
+@pytest.mark.parametrize("use", ["base", "teacher", "tokenizer"])
+def test_whatever_a_version_that_stays_was_made_of_stays(tape: Tape, stock: Stock, use: str) -> None:
+    source = stock.put(b"source", "source", method="full")
+    made = stock.put(b"made", "made", method="full", **{use: f"model:{at(source)}"})
+    promote(Shelf(stock.blobs), at(made), "prod")
+    loose = stock.put(b"loose", "loose")
+    tape("models", "gc", "--keep", "0", "--yes")
+    assert stock.registry.names() == ["made", "source"], f"and not {at(loose)}"
+    assert tape("models", "verify", at(source)).code == Exit.OK
+
+
 def test_bytes_that_anything_names_stay(tape: Tape, stock: Stock) -> None:
     old, twin = stock.put(b"shared"), stock.put(b"shared", "twin")
     weights = bytes_of(stock, old)[1]

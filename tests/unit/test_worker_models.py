@@ -143,6 +143,14 @@ def test_rows_with_an_error_are_not_trained_on(bench: Bench, blank: Path) -> Non
     assert "never" not in bench.registry.names()
 
 
+def test_targets_that_are_no_layers_are_told_by_the_name_of_the_field(bench: Bench, blank: Path) -> None:
+    params = Training(base=f"file:{blank}", data="blob:rows.jsonl", steps=1, threads=1, lora={"targets": ["nothing"]})
+    verdict = call(training, bench.context(), params)
+    assert isinstance(verdict, Failed)
+    assert (verdict.failure.code, verdict.failure.place["field"]) == ("TAPE-1002", "lora.targets")
+    assert "c_attn" in verdict.failure.hint
+
+
 def test_two_runs_are_the_same_bytes_and_one_version(bench: Bench, trained: Succeeded, blank: Path) -> None:
     again = bench.train(blank, job="second", attempt=2, validation="blob:rows.jsonl")
     assert bytes_of(bench, again) == bytes_of(bench, trained)

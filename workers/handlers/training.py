@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from schemas.errors import TapeError
 from schemas.job import Training
 from schemas.lineage import SCRATCH, label
 from schemas.outcome import Cancelled, Succeeded, Usage, Verdict
@@ -22,6 +24,9 @@ from workers.vet import vet
 if TYPE_CHECKING:
     from schemas.row import Row
     from workers.llm.settings import TrainResult
+
+FIELDS = {"targets": "lora.targets"}
+"""What the training's own settings are called in a request, where that differs and an error may be about them."""
 
 
 @kind("training", params=Training, max_attempts=3, needs=(MODELS,), probe=probe)
@@ -51,7 +56,7 @@ def training(context: Context, params: Training) -> Verdict:
         context.progress(**record, **(context.spent() if "eta_s" in record else {}))
         reports.seen(record)
 
-    with context.checkpoints() as kept:
+    with _named(), context.checkpoints() as kept:
         done = train.train(
             settings(params, teacher), base=base, rows=Shelved(rows, shelf), valid=Shelved(valid, shelf), out=out,
             checkpoints=kept, progress=told, should_stop=lambda: context.cancelled,
@@ -72,6 +77,17 @@ def training(context: Context, params: Training) -> Verdict:
     if params.publish_as:
         result["model"] = register(context, params, fixed, out=out, artifact=artifact, result=result)
     return Succeeded(result=result, artifacts=[artifact, *more], usage=usage)
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Name a field as the request does, and not as the training, which knows none."""
+    try:
+        yield
+    except TapeError as error:
+        if (field := error.place.get("field")) in FIELDS:
+            error.place["field"] = FIELDS[field]
+        raise
 
 
 def _rows(fixed: Training, context: Context) -> tuple[list[Row], list[Row], dict[str, str]]:

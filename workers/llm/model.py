@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from schemas.errors import InvalidError, JobError, NotFoundError, SetupError
 from workers.failures import classify
-from workers.llm import quantise
+from workers.llm import quantise, weights
+from workers.llm.weights import parsed
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +74,7 @@ def quiet() -> None:
 def muted() -> Iterator[None]:
     """Pass over what transformers 5.23 says of the names that peft 0.21, and 5.0, have for gradient checkpointing."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error of our own tells of them
         warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing(_enable)?` is deprecated", FutureWarning)
         yield
 
@@ -80,7 +82,8 @@ def muted() -> Iterator[None]:
 def check(path: Path, *, adapter: bool = False) -> dict[str, str]:
     """Verify that a directory is a safe model (or adapter) and unchanged; give the sha256 of its weight files.
 
-    Refuses pickles, code of the directory's own, and weights that are not safetensors (`InvalidError`, TAPE-1009).
+    Refuses pickles, code of the directory's own, and weights that are not safetensors right in the directory, which an
+    index may name (`InvalidError`, TAPE-1009): what is hashed is what is loaded.
     Where a `manifest.json` lies beside them every file it lists must have its hash (`JobError`, TAPE-6007).
     """
     if not path.is_dir():
@@ -98,15 +101,22 @@ def check(path: Path, *, adapter: bool = False) -> dict[str, str]:
     if wanted not in names:
         raise InvalidError(f"{wanted} is missing", code="TAPE-1009", file=str(path))
     for name in ("config.json", "tokenizer_config.json"):
-        if name in names and "auto_map" in _json(path / name):
+        if name in names and "auto_map" in parsed(path / name):
             raise InvalidError(
                 f"{name} asks for code of its own (auto_map), which is never run", code="TAPE-1009", file=str(path)
             )
-    weights = [name for name in names if name.endswith(".safetensors")]
-    if not weights:
+    there = [name for name in names if name.endswith(".safetensors")]
+    if not there:
         raise InvalidError("there are no safetensors weights", code="TAPE-1009", file=str(path))
+    if not adapter:
+        weights.plain(path, names)
+    chosen = weights.loaded(path, adapter=adapter)
     hashes = verify(path)
-    return {name: hashes.get(name) or digest(path / name) for name in weights}
+    found = {name: hashes.get(name) or digest(path / name) for name in there}
+    if not adapter and weights.WHOLE not in there and set(chosen) != set(there):
+        # the index chooses among the files: which it does is part of what the weights are
+        found[weights.INDEX] = hashlib.sha256(json.dumps(chosen).encode()).hexdigest()
+    return found
 
 
 def digest(path: Path) -> str:
@@ -145,7 +155,7 @@ def verify(path: Path) -> dict[str, str]:
     """
     if not (path / MANIFEST).is_file():
         return {}
-    listed = _json(path / MANIFEST).get("files")
+    listed = parsed(path / MANIFEST).get("files")
     try:
         wanted = [(str(entry["path"]), str(entry["sha256"])) for entry in listed or ()]
     except (TypeError, KeyError):
@@ -161,16 +171,6 @@ def verify(path: Path) -> dict[str, str]:
             raise JobError(f"{name} is not what the manifest says", code="TAPE-6007", file=str(path))
         hashes[name] = expected
     return hashes
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidError(f"{path.name} is not JSON: {error}", code="TAPE-1009", file=str(path)) from error
-    if not isinstance(found, dict):
-        raise InvalidError(f"{path.name} is not a JSON object", code="TAPE-1009", file=str(path))
-    return found
 
 
 def place(device: Device = "auto") -> str:
@@ -221,9 +221,10 @@ def load(
     """Load a model directory, and merge an adapter into it where one is named; both are checked first.
 
     With `four_bit` the linear layers are quantised, to train an adapter on them (`workers.llm.quantise`). `threads`
-    sets torch's threads for this process. Raises what `check` raises, `InvalidError` (TAPE-1009) for an architecture
-    that is not known or an adapter that was made on another base, `SetupError` (TAPE-8003) where nothing quantises
-    here, and `JobError` (TAPE-6003) where memory runs out.
+    sets torch's threads for this process. Raises what `check` raises; `InvalidError` (TAPE-1009) for an architecture
+    that is not known, tensors that are missing or have another shape, a tokenizer that is missing or not this model's,
+    and an adapter that was made on another base; `SetupError` (TAPE-8003) where nothing quantises here; and `JobError`
+    (TAPE-6003) where memory runs out.
     """
     hashes = check(path)
     if adapter is not None:
@@ -258,28 +259,31 @@ def pin(count: int | None) -> int:
 def _load(
     path: Path, adapter: Path | None, device: str, dtype: Precision, threads: int | None, *, four_bit: bool
 ) -> Model:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     pin(threads)
     known = quantise.settings(device, precision(device, dtype)) if four_bit else {}
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    tokenizer = weights.tokenizer(path)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    module = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=precision(device, dtype),
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-        **known,
-    )
+    with weights.explained(path):
+        module, told = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=precision(device, dtype),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told, all of them, and refused here
+            **known,
+        )
+    weights.complete(path, told)
+    weights.embedded(path, tokenizer, module)
     if four_bit:
         quantise.mend(module)
     if adapter is not None:
-        from peft import PeftModel
-
         with muted():
-            module = PeftModel.from_pretrained(module, adapter, local_files_only=True).merge_and_unload()
+            module = weights.adapted(module, adapter)
     (module if four_bit else module.to(device)).eval()
     config = module.config
     context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2048
@@ -289,9 +293,12 @@ def _load(
 def _belongs(adapter: Path, hashes: dict[str, str]) -> None:
     if not (adapter / MANIFEST).is_file():
         return
-    made_on = _json(adapter / MANIFEST).get("base")
+    made_on = parsed(adapter / MANIFEST).get("base")
     ours = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
-    if made_on is not None and made_on != ours:
+    files = {
+        name: found for name, found in hashes.items() if name != weights.INDEX
+    }  # as it was before the index counted
+    if made_on not in (None, ours, hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()):
         raise InvalidError(
             "the adapter was made on another base",
             code="TAPE-1009",
