@@ -243,6 +243,11 @@ _FIRST: list[int] = []
 """How many threads this process began with."""
 
 
+def cores() -> int:
+    """Return how many of the machine's cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def pin(count: int | None) -> int:
     """Set torch's threads for this process: so many, or as many as it began with; return how many they are.
 
