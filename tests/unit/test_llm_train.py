@@ -259,3 +259,16 @@ def test_a_cpu_takes_no_more_processes_than_it_has_cores(monkeypatch: pytest.Mon
     assert (caught.value.code, caught.value.place["field"]) == ("TAPE-8003", "devices")
     monkeypatch.setattr(models, "cores", lambda: 1)
     check(2)
+
+
+def test_no_run_begins_with_more_threads_than_a_machine_bears(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    began: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", began.append)
+    monkeypatch.setattr(models, "cores", lambda: 2)
+    assert [models.pin(count) for count in (1, 256, 100_000)] == [1, 256, 256]
+    monkeypatch.setattr(models, "cores", lambda: 128)
+    assert models.pin(100_000) == 512
+    assert models.pin(600, exactly=True) == 600, "begun on a larger machine: it decides about bytes"
+    assert began == [1, 256, 256, 512, 600]
