@@ -37,10 +37,12 @@ from schemas.errors import ConflictError, InvalidError, NotFoundError, TapeError
 from schemas.event import FINAL, Event, State, follow
 from schemas.ids import checked, uuid7
 from schemas.job import PARAMS
+from schemas.lineage import SCHEME, TOP, ModelVersion
 from schemas.model import Strict
 from schemas.outcome import Outcome, outcome_name
 from schemas.topics import Names
 from wire import datasets
+from wire.registry import Registry
 from wire.settings import Settings
 from wire.telemetry import inject
 
@@ -243,10 +245,13 @@ class Client:
         return uploads.upload(self._ports.blobs, Path(path))
 
     def pin(self, reference: str, *, part: str) -> str:
-        """Return the reference to the very rows that `dataset:NAME` means now; `part` counts where it names none.
+        """Return the reference to what `dataset:NAME` or `model:NAME` means now; `part` counts where rows name none.
 
-        Raises `NotFoundError` (TAPE-2008) for what is not registered.
+        Raises `NotFoundError` (TAPE-2008) for what is not registered, `InvalidError` (TAPE-1010) where several fit.
         """
+        if reference.startswith(SCHEME):
+            version = Registry(self._ports.blobs, TOP, ModelVersion).find(reference.removeprefix(SCHEME))
+            return f"{SCHEME}{version.name}@{version.version}"
         return datasets.pinned(*datasets.find(self._ports.blobs, reference, part=part))
 
     def outcome(self, job: str) -> Outcome | None:

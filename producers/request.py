@@ -13,7 +13,7 @@ from schemas import codec
 from schemas.errors import InvalidError
 from schemas.event import Event, queued, written
 from schemas.ids import job_id, uuid7
-from schemas.job import PARAMS, Job, Lane, kind_of
+from schemas.job import PARAMS, THREADS, Job, Lane, Lora, Training, kind_of
 from schemas.model import Strict
 from schemas.topics import MESSAGE_LIMIT, Names
 
@@ -179,7 +179,23 @@ def _checked(request: Request) -> dict[str, Any]:
     if model is None:
         return dict(request.params)
     parsed = codec.parse(model, dict(request.params), kind=request.kind)
+    _meant(parsed, request)
     return parsed.model_dump(mode="json", exclude_unset=True)
+
+
+def _meant(params: Strict, request: Request) -> None:
+    # Here and not in the contract: what is in a queue already keeps its meaning.
+    if (getattr(params, "threads", None) or 0) > THREADS:
+        raise InvalidError(
+            f"threads: {THREADS} are the most", code="TAPE-1002", field="threads", kind=request.kind,
+            hint="ask for as many as the worker has cores, or leave it out",
+        )  # fmt: skip
+    again = "reproduces" in (request.labels or {})  # what was made so is made so once more
+    if isinstance(params, Training) and params.method == "full" and params.lora != Lora() and not again:
+        raise InvalidError(
+            "lora: `full` trains a whole model; the method `lora` an adapter", code="TAPE-1002", field="lora",
+            kind=request.kind, hint="leave `lora` out, or take the method `lora`",
+        )  # fmt: skip
 
 
 def _runs(job: Job) -> None:

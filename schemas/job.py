@@ -57,6 +57,16 @@ class Lora(Strict):
     dora: bool = Field(default=False, description="direction and magnitude apart (arXiv:2402.09353)")
 
 
+SEEDS = range(2**32)
+"""Seeds that a training may have: numpy's generator takes no others."""
+APART = 1_000_003
+"""What an inference multiplies its seed by and adds a row's number to: each row draws by a seed of its own."""
+DRAWS = range(-(2**63 // APART), (2**64 - 2**32) // APART)
+"""Seeds that an inference may draw by: torch's generator takes 64 bits, and 2³² are left for the rows."""
+THREADS = 1024
+"""Most threads that a client asks for."""
+
+
 OWN: dict[str, tuple[str, ...]] = {
     "pretrain": ("architecture", "tokenizer"),
     "distill": ("teacher", "temperature", "teacher_share"),
@@ -173,9 +183,18 @@ class Training(Strict):
     @model_validator(mode="after")
     def _validates_on_something(self) -> Self:
         if self.validation_steps is not None and self.validation is None:
-            raise ValueError("`validation_steps` needs `validation`, the rows to validate on")
+            raise wrong("validation_steps", self.validation_steps, "it needs `validation`, the rows to validate on")
         if self.patience is not None and self.validation_steps is None:
-            raise ValueError("`patience` counts validations: it needs `validation_steps`")
+            raise wrong("patience", self.patience, "it counts validations: it needs `validation_steps`")
+        return self
+
+    @model_validator(mode="after")
+    def _could_run(self) -> Self:
+        """Refuse what no worker has ever taken; here, and not as bounds, which `schemas.compat` would refuse."""
+        if self.learning_rate >= 1:
+            raise wrong("learning_rate", self.learning_rate, "Input should be less than 1")
+        if self.seed not in SEEDS:
+            raise wrong("seed", self.seed, f"Input should be from 0 to {SEEDS[-1]}")
         return self
 
 
@@ -246,6 +265,15 @@ class Inference(Strict):
         given = [name for name in ("prompt", "messages", "data") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of prompt, messages and data; got {' and '.join(given) or 'none'}")
+        return self
+
+    @model_validator(mode="after")
+    def _could_run(self) -> Self:
+        """Refuse what no worker has ever taken; here, and not as bounds, which `schemas.compat` would refuse."""
+        if not all(self.stop):
+            raise wrong("stop", self.stop, "an empty text would end every answer; leave it out")
+        if self.temperature > 0 and self.seed not in DRAWS:
+            raise wrong("seed", self.seed, f"Input should be from {DRAWS[0]} to {DRAWS[-1]}")
         return self
 
 

@@ -21,6 +21,8 @@ SCRATCH: Final = "scratch:"
 """What stands for a base that there was not, before the family of the architecture."""
 PIN: Final = "@sha256:"
 """What pins a reference to one content: `blob:NAME@sha256:HASH`."""
+USES: Final = ("base", "data", "validation", "teacher", "tokenizer", "model", "adapter")
+"""The fields of a request that may name a registered version."""
 
 
 class ModelVersion(Version):

@@ -280,9 +280,13 @@ def _eased(attempt: Attempt) -> Attempt:
     short = past.hint is Hint.SMALLER or any(one.spent and one.code in MEMORY for one in past.tries)
     if not short or not isinstance(size, int) or size < 2:
         return attempt
-    part, changes = size // 2, {}
+    shared, changes = getattr(attempt.params, "devices", 1), {}
+    shared = shared if isinstance(shared, int) and shared > 0 else 1
+    fewer = [part for part in range(size // 2, 0, -1) if part % shared == 0]
     if isinstance(steps := getattr(attempt.params, "accumulation", None), int):
-        part = next(part for part in range(part, 0, -1) if size % part == 0)
-        changes["accumulation"] = steps * (size // part)
-    changes["batch_size"] = part
+        fewer = [part for part in fewer if size % part == 0]
+        changes["accumulation"] = steps * (size // fewer[0]) if fewer else steps
+    if not fewer:  # a row for each device: it runs as it is, and says TAPE-6003 again where that is too much
+        return attempt
+    changes["batch_size"] = fewer[0]
     return replace(attempt, params=attempt.params.model_copy(update=changes))

@@ -2,6 +2,7 @@
 
     runs/<job>/checkpoints/000000000120-2-5f3a/adapter_model.safetensors    step 120, kept by attempt 2
     runs/<job>/checkpoints/000000000120-2-5f3a/manifest.json                last: without it there is no checkpoint
+    runs/<job>/checkpoints/versions-1f0c.json       what names meant at the first attempt (`workers.lineage.pinned`)
 
 Every file is verified both ways. An attempt takes up the newest checkpoint that is whole and that it can use, whoever
 kept it; one that is broken counts as none. The last few stay, and the best. They are deleted when the job has

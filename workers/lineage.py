@@ -8,6 +8,7 @@ the same, else one more. `tape models verify` checks both alike, `tape models gc
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -15,17 +16,22 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from schemas.artifact import Artifact
-from schemas.errors import InvalidError
+from schemas.codec import parse_object
+from schemas.errors import ConflictError, InvalidError, NotFoundError
 from schemas.job import Training
-from schemas.lineage import PIN, SCHEME, TOP, ModelVersion, version_of
+from schemas.lineage import PIN, SCHEME, TOP, USES, ModelVersion, version_of
+from schemas.model import Strict
 from wire import datasets
 from wire.blobs import Blobs
 from wire.blobs.manifest import read_manifest
 from wire.registry import Registry
+from workers.checkpoint import prefix
 from workers.context import Context
+
+P = TypeVar("P", bound=Strict)
 
 
 def models(store: Blobs) -> Registry[ModelVersion]:
@@ -41,13 +47,55 @@ def found(ref: str, context: Context) -> ModelVersion | None:
     return models(context.store).find(ref.removeprefix(SCHEME)) if ref.startswith(SCHEME) else None
 
 
-def pinned(params: Training, context: Context) -> Training:
-    """Return a request whose references name for ever what they name now, as far as that is registered.
+def pinned(params: P, context: Context) -> P:
+    """Return a request whose references name for ever what they named when the job was first tried.
 
-    Raises what `found` does.
+    The first attempt writes the versions down beside the job's checkpoints, and all others take them from there,
+    wherever a name has moved meanwhile. A job that is sent again with other names (a patched redrive) is looked up
+    anew. Only what is registered can be pinned.
+    Raises what `found` does, and `NotFoundError` (TAPE-2008) for a version that is gone since the first attempt.
     """
-    given = {use: getattr(params, use) for use in ("base", "data", "validation", "teacher", "tokenizer")}
-    return params.model_copy(update={use: ref and _version(ref, context, use) for use, ref in given.items()})
+    given = {use: getattr(params, use, None) for use in USES}
+    asked = {use: ref for use, ref in given.items() if ref and ref.startswith((SCHEME, datasets.SCHEME))}
+    if not asked:
+        return params
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    place = f"{prefix(context.job)}versions-{digest}.json"
+    taken = _taken(place, context)
+    if taken is None:
+        now = {use: _version(ref, context, use) for use, ref in asked.items()}
+        if now == asked or _written(place, now, context):
+            return params.model_copy(update=now)
+        taken = _taken(place, context) or now
+    for use, ref in asked.items():
+        _still(ref, taken[use], context, use)
+    return params.model_copy(update=taken)
+
+
+def _taken(place: str, context: Context) -> dict[str, str] | None:
+    try:
+        return parse_object(context.store.read(place))
+    except NotFoundError:
+        return None
+
+
+def _written(place: str, versions: dict[str, str], context: Context) -> bool:
+    """Write down what was found; False where another attempt was first."""
+    try:
+        context.store.create(place, json.dumps(versions, sort_keys=True).encode())
+    except ConflictError:
+        return False
+    return True
+
+
+def _still(asked: str, taken: str, context: Context, use: str) -> None:
+    try:
+        _version(taken, context, use)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{asked} was {taken} when the job was first tried, and that is gone", code="TAPE-2008", name=taken,
+            field=use, hint="submit the job anew: it takes what the name means then",
+        ) from error  # fmt: skip
 
 
 def _version(ref: str, context: Context, use: str) -> str:

@@ -41,6 +41,9 @@ EXIT_S = 5.0
 LINE_BYTES = 65_536
 BROKEN = "TAPE-6015"
 """The code of a device context that is broken, whoever broke it: all that follows in that process fails alike."""
+WIDE = max(64, 8 * (os.cpu_count() or 1))
+"""Threads of a child that stays warm: torch's pools never shrink, and idle threads count against the machine too."""
+PROC = Path("/proc")
 TICK_S = 0.2
 """How often a running job is checked for cancellation and deadline while its child is silent."""
 
@@ -103,6 +106,9 @@ class ChildRunner:
             except BaseException:
                 self.kill()  # it would run on, beside the next job
                 raise
+        if self._process is not None and threads_of(self._process.pid) > WIDE:
+            _LOG.info("child ended, its threads do not", job=attempt.id, most=WIDE)
+            self.close()
         if verdict.usage.seconds == 0:
             usage = verdict.usage.model_copy(update={"seconds": time.monotonic() - started})
             verdict = verdict.model_copy(update={"usage": usage})
@@ -240,6 +246,16 @@ class ChildRunner:
             except subprocess.TimeoutExpired:
                 _end(self._process)
         self._process = None
+
+
+def threads_of(pid: int, proc: Path = PROC) -> int:
+    """Return how many threads a process has; 0 where that is not told."""
+    with suppress(OSError, ValueError):
+        for line in (proc / str(pid) / "status").read_text().splitlines():
+            name, _, count = line.partition(":")
+            if name == "Threads":
+                return int(count)
+    return 0
 
 
 def _reap(process: subprocess.Popen[bytes]) -> tuple[int, int]:

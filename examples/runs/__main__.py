@@ -152,7 +152,8 @@ def sentiment(run: Run) -> None:
             params = Training(
                 method=method, base=model, data=rows_ref, validation=f"{rows_ref}#validation", steps=steps,
                 batch_size=BATCH, learning_rate=rate, max_length=LENGTH * 2, seed=seed, threads=2,
-                lora=Lora(rank=16, alpha=32), validation_steps=max(1, steps // 8), patience=3,
+                lora=Lora(rank=16, alpha=32) if method == "lora" else Lora(),
+                validation_steps=max(1, steps // 8), patience=3,
                 publish_as=f"sentiment-{method}-{run.sort}",
             )  # fmt: skip
             job, trained = run.job(f"{method}, seed {seed}", params)

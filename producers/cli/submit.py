@@ -72,6 +72,8 @@ def submit(
     limit = duration(wait_timeout, "--wait-timeout").total_seconds() if wait_timeout else None
     with shell.client() as client:
         found |= {name: _reference(shell, client, text, dry_run, part_for(kind, name)) for name, text in files.items()}
+        if treatment.key is None:  # the same key must be the same request, wherever a name has moved meanwhile
+            found |= _versions(shell, client, kind, found)
         request = Request(kind, found, **options)
         if dry_run:
             _show(shell, client, request)
@@ -116,6 +118,28 @@ def _reference(shell: Shell, client: Client, text: str, dry_run: bool, part: str
     reference = client.upload(text)
     shell.output.note(f"{text} is {reference}")
     return reference
+
+
+def _versions(shell: Shell, client: Client, kind: str, params: dict[str, Any]) -> dict[str, str]:
+    """Return what names of registered versions mean now; one that means nothing yet is left to the worker."""
+    from schemas.errors import AuthError, NotFoundError, UnavailableError
+    from schemas.job import PARAMS
+    from schemas.lineage import USES
+    from wire.datasets import part_for
+
+    pinned = {}
+    for name in USES if kind in PARAMS else ():
+        text = params.get(name)
+        if not isinstance(text, str) or not text.startswith(("dataset:", "model:")):
+            continue
+        try:
+            pinned[name] = client.pin(text, part=part_for(kind, name))
+        except (AuthError, NotFoundError, UnavailableError) as error:
+            shell.output.note(f"{text} is looked up when the job starts: {error.message}")
+            continue
+        if pinned[name] != text:
+            shell.output.note(f"{text} is {pinned[name]}")
+    return pinned
 
 
 def _show(shell: Shell, client: Client, request: Request) -> None:

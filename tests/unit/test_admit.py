@@ -33,6 +33,10 @@ class Batched(Say):
     accumulation: int = 3
 
 
+class Shared(Batched):
+    devices: int = 2
+
+
 class Sized(Say):
     batch_size: int = 8
 
@@ -118,6 +122,9 @@ def test_a_job_that_needs_more_than_there_is_here_is_left_to_others_once() -> No
         (Batched, 7, tried(MEMORY, hint=Hint.SMALLER), (1, 21)),
         (Batched, 1, tried(MEMORY, hint=Hint.SMALLER), (1, 3)),
         (Sized, 7, tried(MEMORY, hint=Hint.SMALLER), (3, None)),
+        (Shared, 8, tried(MEMORY, hint=Hint.SMALLER), (4, 6)),
+        (Shared, 6, tried(MEMORY, hint=Hint.SMALLER), (2, 9)),
+        (Shared, 2, tried(MEMORY, hint=Hint.SMALLER), (2, 3)),
         (Batched, 8, tried(MEMORY, MEMORY, worker="w0", hint=Hint.ELSEWHERE), (4, 6)),
         (Batched, 8, tried(MEMORY, CRASH, hint=Hint.ALONE), (4, 6)),
         (Batched, 8, tried(CRASH, hint=Hint.ALONE), (8, 3)),

@@ -94,6 +94,38 @@ def test_a_checkpoint_without_its_manifest_is_none_and_is_swept(rig: Rig, tmp_pa
     assert not [name for name in rig.names() if "0020-1" in name]
 
 
+class Cut(Memory):
+    """A store to which only so many objects more can be sent: whoever sends them dies in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.sent = 99, list[str]()
+
+    def put(self, name: str, *args: Any, **more: Any) -> Any:
+        if not self.left:
+            raise UnavailableError("the store is away", code="TAPE-5002")
+        self.left -= 1
+        self.sent.append(name.rpartition("/")[2])
+        return super().put(name, *args, **more)
+
+
+@pytest.mark.parametrize("sent", [0, 1, 2])
+def test_a_death_while_it_is_sent_leaves_the_one_before_in_use(tmp_path: Path, sent: int) -> None:
+    store = Cut()
+    rig = Rig(tmp_path, store)
+    with rig.attempt() as kept:
+        rig.keep(kept, 10)
+        kept.flush()
+        assert (len(store.sent), store.sent[-1], store.sent.count(MANIFEST)) == (3, MANIFEST, 1), "the manifest is last"
+        store.left = sent
+        rig.keep(kept, 20)
+    assert [found.step for found in found_of(store, "j")] == [10]
+    found = rig.attempt(2).newest(tmp_path / "in")
+    assert found is not None and found.step == 10
+    assert (tmp_path / "in" / "10" / "weights.bin").read_bytes() == b"w10"
+    assert rig.told == [10]
+
+
 @pytest.mark.parametrize("harm", ["altered", "gone", "no manifest at all", "a manifest that leads out"])
 def test_a_broken_checkpoint_gives_way_to_the_one_before(rig: Rig, tmp_path: Path, harm: str) -> None:
     with rig.attempt() as kept:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from cli_rig import Tape
+from models_rig import Stock, at
 
 from producers.cli.exits import Exit
 from producers.memory import MemoryPorts
@@ -145,6 +146,25 @@ def test_a_job_is_submitted_for_the_very_rows(tape: Tape, ports: MemoryPorts, go
     lost = tape("submit", "training", "--data", "dataset:other", "--set", "base=builtin:smollm2")
     assert (lost.code, "TAPE-2008" in lost.err) == (Exit.NOT_FOUND, True)
     assert len(ports.of("tape.jobs.training.bulk")) == 1
+
+
+def test_every_version_that_a_request_names_is_written_into_it(tape: Tape, ports: MemoryPorts, good: str) -> None:
+    rows = f"dataset:sums@{DatasetVersion.model_validate(_added(tape, ports, good)).version}"
+    model = f"model:{at(Stock(ports.blobs).put(b'1', 'tiny', method='full'))}"
+    asked = {
+        "base": "model:tiny", "data": "blob:rows.jsonl", "validation": "dataset:sums", "teacher": "model:tiny",
+        "method": "distill",
+    }  # fmt: skip
+    sets = [word for name, ref in asked.items() for word in ("--set", f"{name}={ref}")]
+    expected = asked | {"base": model, "validation": f"{rows}#train", "teacher": model}
+    shown = tape("submit", "training", "--dry-run", *sets)
+    assert {name: shown.row["value"]["params"][name] for name in asked} == expected
+    assert f"model:tiny is {model}" in shown.err
+    keyed = tape("submit", "training", "--dry-run", "--key", "k", *sets)
+    assert {name: keyed.row["value"]["params"][name] for name in asked} == asked, "the same key is the same request"
+    later = tape("submit", "inference", "--dry-run", "--set", "model=model:later", "--set", "prompt=Hello")
+    assert later.row["value"]["params"]["model"] == "model:later", "a job before this one may register it"
+    assert "model:later is looked up when the job starts: no model is called 'later'" in later.err
 
 
 def _added(tape: Tape, ports: MemoryPorts, good: str) -> Any:

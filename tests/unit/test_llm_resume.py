@@ -103,6 +103,22 @@ def test_threads_are_taken_over_from_who_began(blank: Path, whole: Path, tmp_pat
     assert files(last.out) == files(whole)
 
 
+def test_threads_are_taken_over_from_a_larger_machine(
+    blank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    bench = Bench(blank, tmp_path)
+    with pytest.raises(Killed):
+        bench.run(die_at=5, threads=2)
+    monkeypatch.setattr(models, "MOST", 1)
+    monkeypatch.setattr(models, "cores", lambda: 0)
+    last = bench.run(threads=2)
+    assert (last.exact, last.resumed > 0, torch.get_num_threads()) == (True, True, 2)
+    assert bench.run(threads=2, steps=1).exact
+    assert torch.get_num_threads() == 1, "what begins here begins with what is borne here"
+
+
 @pytest.mark.parametrize(
     ("name", "other"),
     [("versions", lambda *_: {"torch": "1.0"}), ("CODE", 1), ("processor", lambda: "another, AVX9")],

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from train_rig import ROWS, files
 
-from schemas.errors import InvalidError, JobError
+from schemas.errors import InvalidError, JobError, SetupError
 from schemas.row import Row
-from workers.llm import methods
+from workers.llm import launch, methods
 from workers.llm import model as models
 from workers.llm.generate import choices
 from workers.llm.score import perplexity
@@ -246,3 +246,29 @@ def test_running_statistics_are_those_of_the_list(values: list[float]) -> None:
     assert running.mean == pytest.approx(statistics.fmean(values), abs=1e-6, rel=1e-9)
     assert running.variance == pytest.approx(statistics.pvariance(values), abs=1e-3, rel=1e-6)
     assert (running.lowest, running.highest) == (min(values), max(values))
+
+
+def test_a_cpu_takes_no_more_processes_than_it_has_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(devices: int) -> None:
+        launch.check(TrainParams(batch_size=64, devices=devices, device="cpu"))
+
+    monkeypatch.setattr(models, "cores", lambda: 4)
+    check(4)
+    with pytest.raises(SetupError, match="8 processes are asked for, and this machine takes 4 at most") as caught:
+        check(8)
+    assert (caught.value.code, caught.value.place["field"]) == ("TAPE-8003", "devices")
+    monkeypatch.setattr(models, "cores", lambda: 1)
+    check(2)
+
+
+def test_no_run_begins_with_more_threads_than_a_machine_bears(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    began: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", began.append)
+    monkeypatch.setattr(models, "cores", lambda: 2)
+    assert [models.pin(count) for count in (1, 256, 100_000)] == [1, 256, 256]
+    monkeypatch.setattr(models, "cores", lambda: 128)
+    assert models.pin(100_000) == 512
+    assert models.pin(600, exactly=True) == 600, "begun on a larger machine: it decides about bytes"
+    assert began == [1, 256, 256, 512, 600]

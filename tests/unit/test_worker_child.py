@@ -27,7 +27,7 @@ from wire.process import wait_until
 from wire.settings import Settings
 from workers.attempt import Attempt, read
 from workers.kinds import load
-from workers.process import ChildRunner
+from workers.process import WIDE, ChildRunner, threads_of
 
 TESTS = Path(__file__).parents[1]
 TROUBLE = TESTS / "trouble"
@@ -285,6 +285,27 @@ def test_a_child_that_hangs_up_but_lives_on_is_ended(settings: Settings, monkeyp
     told = failure(run(runner, attempt("hang_up", seconds=60)))
     assert told.code == "TAPE-6002"
     assert runner.pid is None
+
+
+def test_a_child_that_is_left_with_too_many_threads_does_not_stay_warm(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's pools never shrink: what one job asked for would lie on the machine for as long as the worker lives."""
+    runner = ChildRunner("w1", settings)
+    assert isinstance(run(runner, attempt()), Succeeded)
+    pid = runner.pid
+    assert pid is not None and 0 < threads_of(pid) < WIDE, "as a rule it stays"
+    monkeypatch.setattr("workers.process.WIDE", threads_of(pid) - 1)
+    assert isinstance(run(runner, attempt()), Succeeded)
+    assert runner.pid is None and not running(pid)
+    assert isinstance(run(runner, attempt()), Succeeded), "the next job has another"
+
+
+def test_threads_that_are_not_told_are_none(tmp_path: Path) -> None:
+    assert threads_of(7, proc=tmp_path) == 0
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "status").write_text("Name:\tpython\nThreads:\t31773\n")
+    assert threads_of(7, proc=tmp_path) == 31773
 
 
 def test_scratch_is_gone_however_the_job_ends(runner: ChildRunner, home: Path) -> None:

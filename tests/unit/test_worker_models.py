@@ -14,12 +14,13 @@ from train_rig import ROWS
 from schemas.errors import InvalidError, JobError, NotFoundError, TapeError
 from schemas.job import Inference, Training
 from schemas.lineage import TOP, ModelVersion, label
-from schemas.outcome import Failed, Succeeded, Verdict
+from schemas.outcome import Cancelled, Failed, Succeeded, Verdict
 from schemas.version import Move
 from wire.blobs.manifest import read_manifest
 from wire.blobs.memory import Memory
 from wire.registry import Registry
 from workers import lineage
+from workers.checkpoint import clear
 from workers.context import Context
 from workers.handlers.inference import inference
 from workers.handlers.models import model_for
@@ -206,6 +207,67 @@ def test_a_registered_model_is_a_base_and_its_alias_is_pinned(bench: Bench, blan
     assert model_for(bench.context("inference"), "model:tuned", None, 1).adapter is not None
     whole = resolve("model:whole", bench.context(), field="model")
     assert "AutoModelForCausalLM.from_pretrained" in (whole / "README.md").read_text()
+
+
+MOVING: dict[str, Any] = {
+    "data": "blob:rows.jsonl", "steps": 6, "batch_size": 4, "threads": 1, "max_length": 32,
+    "checkpoint_steps": 2, "method": "full",
+}  # fmt: skip
+
+
+def moving(bench: Bench, blank: Path, name: str) -> tuple[str, Context]:
+    """A training that was stopped on the way, whose base's name has moved meanwhile; what it was, and the next try."""
+    at = bench.train(blank, method="full", publish_as=name, seed=1).result["model"]
+    first, kept = bench.context(), list[float]()
+    first.report = lambda told: kept.append(told["checkpoint"]) if "checkpoint" in told else None
+    first.stopped = lambda: bool(kept)
+    assert isinstance(call(training, first, Training(**MOVING, base=f"model:{name}")), Cancelled), (
+        "drained, once it had a checkpoint"
+    )
+    moved = bench.train(blank, method="full", publish_as=name, seed=2).result["model"]
+    assert moved != at
+    return at, bench.context(job=first.job, attempt=2)
+
+
+def test_what_has_started_stays_with_its_version(bench: Bench, blank: Path) -> None:
+    at, again = moving(bench, blank, "moving")
+    calm = succeeded(call(training, bench.context(), Training(**MOVING, base=f"model:{at}")))
+    done = succeeded(call(training, again, Training(**MOVING, base="model:moving")))
+    assert (done.result["base"], done.result["exact"]) == (f"model:{at}", True)
+    assert 0 < done.result["resumed_from"] < 6
+    weights = "model.safetensors"
+    assert bytes_of(bench, done)[weights] == bytes_of(bench, calm)[weights]
+    clear(bench.store, again.job)
+    assert [blob.name for blob in bench.store.list(f"runs/{again.job}/checkpoints/")] == [], "gone with the rest"
+
+
+def test_a_version_that_is_gone_when_it_is_tried_again_is_told(bench: Bench, blank: Path) -> None:
+    at, again = moving(bench, blank, "going")
+    bench.registry.remove(bench.registry.find(at))
+    verdict = call(training, again, Training(**MOVING, base="model:going"))
+    assert isinstance(verdict, Failed)
+    told = verdict.failure
+    assert (told.code, told.place["field"]) == ("TAPE-2008", "base")
+    assert told.message == f"model:going was model:{at} when the job was first tried, and that is gone"
+    assert "submit the job anew" in told.hint
+    patched = Training(**MOVING, base="model:going@" + bench.registry.find("going").version[:6])
+    assert isinstance(call(training, bench.context(job=again.job, attempt=3), patched), Succeeded), "a patched redrive"
+
+
+def test_of_two_first_attempts_one_says_what_a_name_means(
+    bench: Bench, trained: Succeeded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen worker's child looks a name up beside its successor's: both go by what was written first."""
+    context = bench.context("inference", job="twice")
+    params = Inference(model="model:mood", prompt="Headline:")
+    was = lineage.pinned(params, context)
+    assert was.model == f"model:{trained.result['model']}"
+    monkeypatch.setattr(lineage, "_version", lambda ref, *_: ref if "@" in ref else f"{ref}@{'0' * 16}")
+    real, late = lineage._taken, [None]
+    monkeypatch.setattr(lineage, "_taken", lambda *given: late.pop() if late else real(*given))
+    assert lineage.pinned(params, context) == was
+    other = bench.context("inference", job="another")
+    assert lineage.pinned(params, other).model == f"model:mood@{'0' * 16}"
 
 
 @pytest.mark.parametrize(("base", "field", "code", "told"), [

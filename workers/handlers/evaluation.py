@@ -12,6 +12,7 @@ from schemas.outcome import Succeeded, Usage, Verdict
 from workers.context import Context
 from workers.handlers.models import model_for, probe
 from workers.kinds import kind
+from workers.lineage import pinned
 from workers.refs import MODELS, recipe_for, resolve
 
 if TYPE_CHECKING:
@@ -25,11 +26,12 @@ def evaluation(context: Context, params: Evaluation) -> Verdict:
     from wire.rows import load
     from workers.llm import score
 
-    path = resolve(params.data, context, field="data")
-    rows = load(path, recipe=recipe_for(params.data, params.recipe), limit=params.limit)
+    fixed = pinned(params, context)
+    path = resolve(fixed.data, context, field="data")
+    rows = load(path, recipe=recipe_for(fixed.data, fixed.recipe), limit=fixed.limit)
     names: dict[str, str | None] = {"model": None}
-    if params.adapter:
-        names = {"base": None, "adapter": params.adapter} if params.baseline else {"adapter": params.adapter}
+    if fixed.adapter:
+        names = {"base": None, "adapter": fixed.adapter} if fixed.baseline else {"adapter": fixed.adapter}
     result: dict[str, Any] = {"n": len(rows)}
     answered: dict[str, list[Item]] = {}
     folder = context.scratch / "evaluation"
@@ -37,7 +39,7 @@ def evaluation(context: Context, params: Evaluation) -> Verdict:
     tokens = 0
     for name, adapter in names.items():
         context.check()
-        numbers, answers, spent = _measure(context, params, rows, name, adapter)
+        numbers, answers, spent = _measure(context, fixed, rows, name, adapter)
         result[name] = numbers
         tokens += spent
         if answers:

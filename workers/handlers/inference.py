@@ -9,6 +9,7 @@ from schemas.outcome import Succeeded, Usage, Verdict
 from workers.context import Context
 from workers.handlers.models import model_for, probe
 from workers.kinds import kind
+from workers.lineage import pinned
 from workers.refs import MODELS, recipe_for, resolve
 
 
@@ -20,17 +21,18 @@ def inference(context: Context, params: Inference) -> Verdict:
     from workers.llm.draw import Sampling
     from workers.llm.generate import generate
 
+    fixed = pinned(params, context)
     ids: list[str] = []
     prompts: list[Prompt] = []
-    if params.data is not None:
-        path = resolve(params.data, context, field="data")
-        rows = load(path, recipe=recipe_for(params.data, params.recipe), need="prompt", limit=params.limit)
+    if fixed.data is not None:
+        path = resolve(fixed.data, context, field="data")
+        rows = load(path, recipe=recipe_for(fixed.data, fixed.recipe), need="prompt", limit=params.limit)
         ids, prompts = [row.id for row in rows], [row.prompt for row in rows]
     elif params.messages is not None:
         prompts = [tuple({"role": turn.role, "content": turn.content} for turn in params.messages)]
     else:
         prompts = [params.prompt or ""]
-    model = model_for(context, params.model, params.adapter, params.threads)
+    model = model_for(context, fixed.model, fixed.adapter, params.threads)
     sampling = Sampling(
         max_new_tokens=params.max_new_tokens, temperature=params.temperature, top_p=params.top_p, seed=params.seed,
         stop=tuple(params.stop),

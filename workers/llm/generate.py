@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from schemas.errors import InvalidError, JobError
+from schemas.job import APART
 from schemas.row import Prompt
 from workers.failures import classify
 from workers.llm.data import joint, render
@@ -240,7 +241,7 @@ class _Draw:
         import torch
 
         self.sampling, self.start = sampling, start
-        self.generators = [torch.Generator().manual_seed(sampling.seed * 1_000_003 + at) for at in positions]
+        self.generators = [torch.Generator().manual_seed(sampling.seed * APART + at) for at in positions]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         import torch

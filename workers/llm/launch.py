@@ -36,6 +36,8 @@ from workers.llm.watch import Work
 HOME = str(Path(__file__).parents[2])
 GRACE_S = 5.0
 LINES = 40
+TWO = 2
+"""Processes that a CPU takes however few cores it has: sharing can be tried out anywhere."""
 PEER = "TAPE-6001"
 """What a process tells whose neighbour is gone: the neighbour, or how it ended, says more."""
 
@@ -52,6 +54,11 @@ def check(params: TrainParams) -> None:
 
         if (here := torch.cuda.device_count()) < params.devices:
             raise SetupError(f"{params.devices} devices are asked for, and {here} are here", code="TAPE-8003")
+    elif params.devices > (here := max(TWO, models.cores())):
+        raise SetupError(
+            f"{params.devices} processes are asked for, and this machine takes {here} at most", code="TAPE-8003",
+            field="devices", hint="ask for fewer `devices`, or run it where there are as many cores",
+        )  # fmt: skip
 
 
 def launch(params: TrainParams, work: Work) -> TrainResult:

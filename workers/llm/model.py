@@ -244,16 +244,28 @@ _FIRST: list[int] = []
 """How many threads this process began with."""
 
 
-def pin(count: int | None) -> int:
+MOST = 256
+"""Threads that any machine takes: fewer would end in other bytes where a training of a larger one is made again."""
+
+
+def cores() -> int:
+    """Return how many of the machine's cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def pin(count: int | None, *, exactly: bool = False) -> int:
     """Set torch's threads for this process: so many, or as many as it began with; return how many they are.
 
-    A process is warm, and a job before this one may have pinned its own number.
+    A process is warm, and a job before this one may have pinned its own number. More than `MOST`, and more than four
+    times the cores, are not begun with; `exactly` takes what a run began with elsewhere, since it decides about bytes.
     """
     import torch
 
     _FIRST[:] = _FIRST or [torch.get_num_threads()]
-    torch.set_num_threads(count or _FIRST[0])
-    return count or _FIRST[0]
+    wanted = count or _FIRST[0]
+    threads = wanted if exactly else min(wanted, max(MOST, 4 * cores()))
+    torch.set_num_threads(threads)
+    return threads
 
 
 def _load(

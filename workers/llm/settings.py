@@ -44,7 +44,7 @@ class TrainParams(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="what is computed in; what learns is float32 all the same"
     )
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32, description="numpy takes no larger one")
     threads: int | None = Field(default=None, ge=1)
     device: models.Device = "auto"
     devices: int = Field(default=1, ge=1, description="devices here, or processes on a CPU, that share a batch")

@@ -111,7 +111,7 @@ def once(params: TrainParams, work: Work) -> TrainResult:
         watch = Watch(work, facts, every=params.checkpoint_steps, patience=params.patience)
         watch.more = goal.take if goal else dict
         start = watch.take_up(Path(scratch))
-        params = params.model_copy(update={"threads": models.pin(watch.facts["threads"])})
+        params = params.model_copy(update={"threads": models.pin(watch.facts["threads"], exactly=True)})
         try:
             learner = _trainer(module, model, params, (learnt, held), (watch, goal), Path(scratch))
             learner.train(resume_from_checkpoint=start)
